@@ -1,0 +1,68 @@
+"""From prompts to the text states that the decoder attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from string import punctuation
+
+import torch
+from torch import Tensor, nn
+
+from .records import check_prompt
+
+
+class TextEncoder(nn.Module):
+    """A tokenizer, a T5 encoder (arXiv 1910.10683), and the projection to the decoder's width.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        encoder: a transformers T5EncoderModel.
+        projection: a module from the encoder's width to D; None where the two are the same.
+    """
+
+    def __init__(self, tokenizer, encoder: nn.Module, projection: nn.Module | None = None):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.encoder = encoder
+        self.projection = nn.Identity() if projection is None else projection
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts -> token ids int64 [B,S] and mask int64 [B,S], padded to the longest."""
+        batch = self.tokenizer(list(prompts), padding=True, return_tensors="pt")
+        return batch["input_ids"], batch["attention_mask"]
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and mask [B,S] -> text states [B,S,D], zero where there is padding, as transformers does."""
+        states = self.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
+        return self.projection(states) * mask.unsqueeze(2)
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Prompts -> text states float32 [B,S,D] and mask int64 [B,S], 1 where there is text.
+
+        Raises:
+            ValueError: no prompt at all, or one that `check_prompt` refuses.
+        """
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(f"prompts must be a list of at least one text, got {prompts!r}")
+        tokens, mask = self.tokenize([check_prompt(prompt) for prompt in prompts])
+        tokens, mask = tokens.to(self.device), mask.to(self.device)
+        return self(tokens, mask).float(), mask
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of a prompt that this model has never seen, in order and each once; punctuation does not count."""
+        unknown = self.tokenizer.unk_token_id
+        if unknown is None:
+            return []
+        coded = self.tokenizer(check_prompt(prompt), add_special_tokens=False, return_offsets_mapping=True)
+        text = check_prompt(prompt)
+        pieces = (
+            text[start:end].strip()
+            for token, (start, end) in zip(coded["input_ids"], coded["offset_mapping"], strict=True)
+            if token == unknown
+        )
+        return list(dict.fromkeys(piece for piece in pieces if piece.strip(punctuation)))
