@@ -1,0 +1,242 @@
+"""A MusicGen-family model on disk: three folder formats, told apart by config.json's `model_type`.
+
+"musicgen"               what transformers writes; safetensors only
+"tinymusician"           a language model beside a shared text encoder and codec, every file with its sha256
+"tinymusician-quantized" self-contained, written by `quant.apply`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .engine.decoder import DecoderConfig
+from .engine.weights import from_musicgen
+from .files import check_safetensors, combined_hash, first_line, reading, sha256_of, verify_files, whole_file
+from .records import ModelError
+from .text import TextEncoder
+
+FORMATS = ("musicgen", "tinymusician", "tinymusician-quantized")
+TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+CODEC_FILES = ("config.json", "decoder.safetensors")
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """A model read from disk: what the pipeline is made of.
+
+    `files` is everything that generating reads, `hash` the first 16 digits of a sha256 over all of it.
+    """
+
+    name: str
+    decoder: nn.Module
+    text_encoder: TextEncoder
+    codec: nn.Module
+    files: tuple[Path, ...]
+    hash: str
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a model folder.
+
+    Raises:
+        ValueError: the folder has none, or one of another kind of model.
+        ModelError: it cannot be read.
+    """
+    path = folder / "config.json"
+    allowed = f"a model folder has a config.json whose model_type is one of {', '.join(FORMATS)}"
+    if not path.is_file():
+        raise ValueError(f"{folder} is no model: {allowed}, and there is none")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {first_line(error)}") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind not in FORMATS:
+        raise ValueError(f"{folder} is no model that can be loaded: {allowed}, got {kind!r}")
+    return config
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no notes from transformers while it loads; its settings are put back afterwards."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _complete(info: Mapping, folder: Path) -> None:
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(f"{folder} lacks {len(missing)} weights, among them {missing[0]}")
+
+
+def load_parts(folder: str | Path) -> Parts:
+    """Read a model folder of any of the three formats, onto the CPU.
+
+    Raises:
+        ValueError: the folder is no model.
+        ModelError: it is one, but its files are missing, damaged or changed.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    kind = config["model_type"]
+    if kind == "musicgen":
+        return load_musicgen(folder)
+    verify_files(folder, config.get("files"))
+    if kind == "tinymusician":
+        return load_family(folder, config)
+    from .quant.apply import load_quantized
+
+    with reading(folder):
+        return load_quantized(folder)
+
+
+def load_text_encoder(folder: Path, projection: nn.Module | None) -> TextEncoder:
+    """A T5EncoderModel folder with a tokenizer.json whose special tokens are <unk>, <pad> and </s>."""
+    from transformers import PreTrainedTokenizerFast, T5EncoderModel
+
+    check_safetensors(folder / "model.safetensors")
+    with reading(folder), quiet_transformers():
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(folder / "tokenizer.json"), unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
+        )
+        encoder, info = T5EncoderModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        _complete(info, folder)
+        return TextEncoder(tokenizer, encoder.eval(), projection).eval()
+
+
+def load_codec(folder: Path) -> nn.Module:
+    """A spectral codec folder."""
+    from .codec.spectral import SpectralCodec
+
+    check_safetensors(folder / "decoder.safetensors")
+    with reading(folder):
+        return SpectralCodec.from_folder(folder).eval()
+
+
+def _projection(state: dict[str, Tensor]) -> nn.Module | None:
+    if "enc_to_dec_proj.weight" not in state:
+        return None
+    weight = state.pop("enc_to_dec_proj.weight").float()
+    projection = nn.Linear(weight.shape[1], weight.shape[0])
+    projection.load_state_dict({"weight": weight, "bias": state.pop("enc_to_dec_proj.bias").float()})
+    return projection
+
+
+def load_family(folder: Path, config: Mapping) -> Parts:
+    """The "tinymusician" format, whose hashes `verify_files` has compared already."""
+    with reading(folder / "config.json"):
+        text_folder, codec_folder = folder / config["text"], folder / config["codec"]
+        name, shape = str(config["name"]), DecoderConfig.from_dict(config["decoder"])
+    weights = folder / "model.safetensors"
+    check_safetensors(weights)
+    state = load_file(weights)
+    with reading(weights):
+        text_encoder = load_text_encoder(text_folder, _projection(state))
+        decoder = from_musicgen(shape, state, "decoder.")
+    read = [folder / "config.json", weights]
+    read += [text_folder / file for file in TEXT_FILES] + [codec_folder / file for file in CODEC_FILES]
+    hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
+    codec = load_codec(codec_folder)
+    return Parts(name, decoder, text_encoder, codec, tuple(read), combined_hash(hashes))
+
+
+def musicgen_weights(folder: Path) -> list[Path]:
+    """The weight files of a transformers folder, with their index where they are in shards; they may be missing."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return [folder / "model.safetensors"]
+    with reading(index):
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    return [index, *(folder / shard for shard in shards)]
+
+
+def load_musicgen(folder: Path) -> Parts:
+    """What transformers' MusicgenForConditionalGeneration.save_pretrained writes, with its tokenizer beside it."""
+    from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+
+    from .codec.encodec import EncodecCodec
+
+    weights = musicgen_weights(folder)
+    for path in weights:
+        if path.suffix == ".safetensors":
+            check_safetensors(path)
+    tokens = [folder / name for name in TOKENIZER_NAMES if (folder / name).is_file()]
+    if not tokens:
+        raise ModelError(f"{folder} holds no tokenizer; it needs tokenizer.json or spiece.model beside the weights")
+    with reading(folder), quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model, info = MusicgenForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        _complete(info, folder)
+        shape = DecoderConfig.from_dict(model.config.decoder.to_dict())
+        text_encoder = TextEncoder(tokenizer, model.text_encoder, getattr(model, "enc_to_dec_proj", None)).eval()
+        codec = EncodecCodec(model.audio_encoder, shape.audio_channels).eval()
+        state = model.decoder.state_dict()
+        del model.decoder
+        decoder = from_musicgen(shape, state)
+    files = (folder / "config.json", *weights, *tokens)
+    hashes = {path.name: sha256_of(path) for path in files}
+    return Parts(folder.resolve().name, decoder, text_encoder, codec, files, combined_hash(hashes))
+
+
+def save_family(
+    folder: str | Path,
+    name: str,
+    decoder: Mapping,
+    state: Mapping[str, Tensor],
+    text: str = "../text",
+    codec: str = "../codec",
+) -> Path:
+    """Write a "tinymusician" folder beside a text encoder and a codec that are there already.
+
+    Args:
+        folder: where to; made if need be.
+        name: the variant's name.
+        decoder: a MusicgenDecoderConfig as a dict.
+        state: MusicgenForCausalLM's weights under the prefix "decoder.", and "enc_to_dec_proj.weight" and ".bias";
+            stored in half precision.
+        text: the text encoder's folder, relative to `folder`.
+        codec: the codec's folder, relative to `folder`.
+
+    Returns:
+        The folder. config.json comes last, so that a folder that was cut off in the middle is no model.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder / "model.safetensors") as path:
+        save_file({key: tensor.half().contiguous() for key, tensor in state.items()}, path)
+    names = ["model.safetensors"]
+    names += [f"{text}/{file}" for file in TEXT_FILES] + [f"{codec}/{file}" for file in CODEC_FILES]
+    config = {
+        "model_type": "tinymusician",
+        "format": 1,
+        "name": name,
+        "decoder": dict(decoder),
+        "text": text,
+        "codec": codec,
+        "files": {file: sha256_of(folder / file) for file in names},
+    }
+    with whole_file(folder / "config.json") as path:
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,91 @@
+"""Names to models: teacher, student and quantized of the demo family, a folder, or a model on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from .bundle import TOKENIZER_NAMES, load_parts, musicgen_weights
+from .pipeline import Pipeline
+from .records import ModelError
+
+FAMILY = ("teacher", "student", "quantized")
+ALLOWED = f"allowed are {', '.join(FAMILY)}, a model folder, or a hub id such as facebook/musicgen-small"
+HUB_TIMEOUT_S = 5.0
+HUB_FILES = ("*.json", "*.safetensors", "spiece.model")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def assets_folder() -> Path:
+    """The folder of the demo family; the environment variable TINYMUSICIAN_ASSETS overrides the repository's own."""
+    override = os.environ.get("TINYMUSICIAN_ASSETS")
+    return Path(override) if override else Path(__file__).resolve().parent.parent / "assets"
+
+
+def resolve(source: str | os.PathLike) -> Path:
+    """The folder that a name stands for; a hub id is downloaded, or found among earlier downloads.
+
+    Raises:
+        ValueError: nothing of that name.
+        ModelError: the demo family or the hub model cannot be had.
+    """
+    text = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
+    if text in FAMILY:
+        folder = assets_folder() / "models" / text
+        if not folder.is_dir():
+            raise ModelError(f"the demo family's {text} is not at {folder}; TINYMUSICIAN_ASSETS can name its assets")
+        return folder
+    path = Path(text).expanduser()
+    if text and path.is_dir():
+        return path
+    if _HUB_ID.fullmatch(text) and not path.exists():
+        return _from_hub(text)
+    raise ValueError(f"no such model: got {source!r}; {ALLOWED}")
+
+
+def _from_hub(name: str) -> Path:
+    from httpx import HTTPError
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    wanted = {"repo_id": name, "allow_patterns": list(HUB_FILES), "etag_timeout": HUB_TIMEOUT_S}
+    try:
+        earlier = Path(snapshot_download(**wanted, local_files_only=True))
+        if _is_whole(earlier):
+            return earlier
+    except (LocalEntryNotFoundError, HFValidationError):
+        pass  # never downloaded; an impossible name is told by the hub below
+    try:
+        return Path(snapshot_download(**wanted))
+    except (HTTPError, HFValidationError, OSError) as error:
+        raise ModelError(
+            f"{name} is no folder here and could not be had from the hub ({type(error).__name__}); download its "
+            f"config.json, *.safetensors and tokenizer files from https://huggingface.co/{name} and give their folder"
+        ) from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an earlier download got all that loading needs."""
+    wanted = [folder / "config.json", *musicgen_weights(folder)]
+    return all(path.is_file() for path in wanted) and any((folder / name).is_file() for name in TOKENIZER_NAMES)
+
+
+def load(source: str | os.PathLike, device: str = "cpu") -> Pipeline:
+    """Load a model.
+
+    Args:
+        source: "teacher", "student" or "quantized" of the demo family, a folder, or a hub id.
+        device: a torch device.
+
+    Returns:
+        The pipeline, named as it was asked for; a folder has the name in its config.json, or its own.
+
+    Raises:
+        ValueError: no such model, or a folder that is none.
+        ModelError: the model's files are missing, damaged, changed or cannot be downloaded.
+    """
+    folder = resolve(source)
+    text = os.fspath(source)
+    is_folder = text not in FAMILY and Path(text).expanduser().is_dir()
+    return Pipeline(load_parts(folder), None if is_folder else text, device)
