@@ -83,6 +83,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         OSError: the folder is missing or cannot be written to, or the disk is full. Nothing is left behind.
     """
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder {path.parent} does not exist")
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".part{path.suffix}", dir=path.parent)
     os.close(handle)
     temporary = Path(name)

@@ -36,10 +36,10 @@ def resolve(source: str | os.PathLike) -> Path:
         if not folder.is_dir():
             raise ModelError(f"the demo family's {text} is not at {folder}; TINYMUSICIAN_ASSETS can name its assets")
         return folder
-    path = Path(text).expanduser()
-    if text and path.is_dir():
-        return path
-    if _HUB_ID.fullmatch(text) and not path.exists():
+    path = os.path.expanduser(text)
+    if os.path.isdir(path):
+        return Path(path)
+    if _HUB_ID.fullmatch(text) and not os.path.exists(path):
         return _from_hub(text)
     raise ValueError(f"no such model: got {source!r}; {ALLOWED}")
 
@@ -87,5 +87,5 @@ def load(source: str | os.PathLike, device: str = "cpu") -> Pipeline:
     """
     folder = resolve(source)
     text = os.fspath(source)
-    is_folder = text not in FAMILY and Path(text).expanduser().is_dir()
+    is_folder = text not in FAMILY and os.path.isdir(os.path.expanduser(text))
     return Pipeline(load_parts(folder), None if is_folder else text, device)
