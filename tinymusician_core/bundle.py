@@ -207,6 +207,7 @@ def save_family(
     state: Mapping[str, Tensor],
     text: str = "../text",
     codec: str = "../codec",
+    dtype: torch.dtype = torch.float16,
 ) -> Path:
     """Write a "tinymusician" folder beside a text encoder and a codec that are there already.
 
@@ -214,10 +215,10 @@ def save_family(
         folder: where to; made if need be.
         name: the variant's name.
         decoder: a MusicgenDecoderConfig as a dict.
-        state: MusicgenForCausalLM's weights under the prefix "decoder.", and "enc_to_dec_proj.weight" and ".bias";
-            stored in half precision.
+        state: MusicgenForCausalLM's weights under the prefix "decoder.", and "enc_to_dec_proj.weight" and ".bias".
         text: the text encoder's folder, relative to `folder`.
         codec: the codec's folder, relative to `folder`.
+        dtype: what the weights are stored in; they run in float32.
 
     Returns:
         The folder. config.json comes last, so that a folder that was cut off in the middle is no model.
@@ -225,7 +226,7 @@ def save_family(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "model.safetensors") as path:
-        save_file({key: tensor.half().contiguous() for key, tensor in state.items()}, path)
+        save_file({key: tensor.to(dtype).contiguous() for key, tensor in state.items()}, path)
     names = ["model.safetensors"]
     names += [f"{text}/{file}" for file in TEXT_FILES] + [f"{codec}/{file}" for file in CODEC_FILES]
     config = {

@@ -1,0 +1,217 @@
+"""The demo family's codec: log-magnitude spectrum -> four codes a frame -> complex spectrum -> wave.
+
+In the manner of Vocos (Siuzdak 2023, arXiv 2306.00814): ConvNeXt blocks on STFT frames and an inverse STFT instead of transposed
+convolutions. The first codebook holds the score (a probe on it must tell the notes, as Mimi's first codebook holds the words:
+Defossez et al. 2024, arXiv 2410.00037); the other three are a residual quantizer for everything else; both are added.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MODEL_TYPE = "tinymusician-spectral-codec"
+LOG_FLOOR = 1e-5
+MAX_LOG_MAGNITUDE = 6.0
+
+
+@dataclass(frozen=True)
+class SpectralConfig:
+    """Sizes of the codec. `stride` STFT hops make one code frame: 32000 / (320 * 4) = 25 frames a second."""
+
+    sample_rate_hz: int = 32000
+    n_fft: int = 1280
+    hop: int = 320
+    stride: int = 4
+    codebooks: int = 4
+    codebook_size: int = 512
+    score_dim: int = 32
+    latent_dim: int = 48
+    encoder_dim: int = 192
+    encoder_blocks: int = 3
+    decoder_dim: int = 256
+    decoder_blocks: int = 5
+
+    @property
+    def bins(self) -> int:
+        return self.n_fft // 2 + 1
+
+    @property
+    def samples_per_frame(self) -> int:
+        return self.hop * self.stride
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution over time, then a two-layer perceptron a frame, with a scaled residual. [B,T,D] -> [B,T,D]."""
+
+    def __init__(self, dim: int, hidden: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+        self.norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, hidden)
+        self.down = nn.Linear(hidden, dim)
+        self.scale = nn.Parameter(torch.full((dim,), 0.2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x.transpose(1, 2)).transpose(1, 2))
+        return x + self.scale * self.down(F.gelu(self.up(y)))
+
+
+class SpectralEncoder(nn.Module):
+    """Wave [B,1,N] -> score latent [B,T,score_dim] and sound latent [B,T,latent_dim]. Its view is about two frames either side,
+    so that a note gives much the same codes whatever stands around it."""
+
+    def __init__(self, config: SpectralConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.encoder_dim
+        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.inlet = nn.Linear(config.bins, dim)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(dim, 2 * dim, 5) for _ in range(config.encoder_blocks))
+        self.gather = nn.Linear(config.stride * dim, dim)
+        self.mix = ConvNeXtBlock(dim, 2 * dim, 3)
+        self.norm = nn.LayerNorm(dim)
+        self.to_score = nn.Linear(dim, config.score_dim)
+        self.to_latent = nn.Linear(dim, config.latent_dim)
+
+    def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        c = self.config
+        spectrum = torch.stft(audio[:, 0], c.n_fft, c.hop, window=self.window, center=True, return_complex=True)
+        frames = audio.shape[-1] // c.samples_per_frame
+        log_magnitude = spectrum.abs().clamp_min(LOG_FLOOR).log().transpose(1, 2)[:, : frames * c.stride]
+        x = self.inlet(log_magnitude / 4 + 1)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(self.mix(self.gather(x.reshape(x.shape[0], frames, -1))))
+        return self.to_score(x), self.to_latent(x)
+
+
+class SpectralDecoder(nn.Module):
+    """Codes -> wave: look the codes up, add them, spread each frame over `stride` hops, predict magnitude and phase, invert the STFT."""
+
+    def __init__(self, config: SpectralConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.decoder_dim
+        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.score_codebook = nn.Embedding(config.codebook_size, config.score_dim)
+        self.codebooks = nn.ModuleList(nn.Embedding(config.codebook_size, config.latent_dim) for _ in range(config.codebooks - 1))
+        self.from_score = nn.Linear(config.score_dim, dim)
+        self.from_latent = nn.Linear(config.latent_dim, dim)
+        self.frame_block = ConvNeXtBlock(dim, 2 * dim, 3)
+        self.spread = nn.Linear(dim, config.stride * 64)
+        self.widen = nn.Linear(64, dim)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(dim, 2 * dim, 7) for _ in range(config.decoder_blocks))
+        self.norm = nn.LayerNorm(dim)
+        self.magnitude = nn.Linear(dim, config.bins)
+        self.phase = nn.Linear(dim, config.bins)
+
+    def look_up(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [B,K,T] -> score vectors [B,T,score_dim] and summed sound vectors [B,T,latent_dim]."""
+        latent = sum(book(codes[:, k + 1]) for k, book in enumerate(self.codebooks))
+        return self.score_codebook(codes[:, 0]), latent
+
+    def forward(self, score: Tensor, latent: Tensor) -> Tensor:
+        """Score [B,T,score_dim] and sound [B,T,latent_dim] vectors -> wave [B,1,T * samples_per_frame]."""
+        c = self.config
+        x = self.frame_block(self.from_score(score) + self.from_latent(latent))
+        x = self.widen(self.spread(x).reshape(x.shape[0], x.shape[1] * c.stride, 64))
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        magnitude = self.magnitude(x).float().clamp(max=MAX_LOG_MAGNITUDE).exp()
+        spectrum = torch.polar(magnitude, self.phase(x).float()).transpose(1, 2)
+        spectrum = torch.cat([spectrum, spectrum[..., -1:]], dim=-1)
+        wave = torch.istft(spectrum, c.n_fft, c.hop, window=self.window, center=True, length=score.shape[1] * c.samples_per_frame)
+        return wave[:, None]
+
+
+class SpectralCodec(nn.Module):
+    """The whole codec. Only the decoder is needed to generate; the encoder is read from its own file when first used."""
+
+    channels = 1
+
+    def __init__(self, config: SpectralConfig, encoder_file: Path | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = SpectralDecoder(config)
+        self.encoder_file = encoder_file
+        self._encoder: SpectralEncoder | None = None
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self.config.sample_rate_hz
+
+    @property
+    def frame_rate_hz(self) -> float:
+        return self.config.sample_rate_hz / self.config.samples_per_frame
+
+    @property
+    def codebooks(self) -> int:
+        return self.config.codebooks
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> SpectralCodec:
+        """Read config.json and decoder.safetensors (half precision on disk, float32 in memory)."""
+        folder = Path(folder)
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if record.pop("model_type", None) != MODEL_TYPE:
+            raise ValueError(f"{folder} holds no spectral codec (its config.json does not say model_type {MODEL_TYPE!r})")
+        codec = cls(SpectralConfig(**record), folder / "encoder.safetensors")
+        codec.decoder.load_state_dict({k: v.float() for k, v in load_file(folder / "decoder.safetensors").items()})
+        return codec.eval()
+
+    def save(self, folder: str | Path, encoder: SpectralEncoder | None = None) -> None:
+        """Write the folder that `from_folder` reads; the encoder too, where one is given."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"model_type": MODEL_TYPE, **asdict(self.config)}, indent=2) + "\n", encoding="utf-8")
+        save_file({k: v.half().contiguous() for k, v in self.decoder.state_dict().items()}, folder / "decoder.safetensors")
+        if encoder is not None:
+            save_file({k: v.half().contiguous() for k, v in encoder.state_dict().items()}, folder / "encoder.safetensors")
+
+    @property
+    def encoder(self) -> SpectralEncoder:
+        """The encoder, read on first use; FileNotFoundError where its file is not there."""
+        if self._encoder is None:
+            if self.encoder_file is None or not self.encoder_file.exists():
+                raise FileNotFoundError(f"this codec was saved without its encoder (no {self.encoder_file}); it can decode only")
+            encoder = SpectralEncoder(self.config)
+            encoder.load_state_dict({k: v.float() for k, v in load_file(self.encoder_file).items()})
+            self._encoder = encoder.eval()
+        return self._encoder
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes int64 [B,K,T] -> wave float32 [B,1,N], N = T * samples_per_frame."""
+        if codes.ndim != 3 or codes.shape[1] != self.codebooks:
+            raise ValueError(f"codes have shape {tuple(codes.shape)}; [batch, {self.codebooks}, frames] is needed")
+        return self.decoder(*self.decoder.look_up(codes))
+
+    @torch.inference_mode()
+    def encode(self, audio: Tensor) -> Tensor:
+        """Wave float32 [B,1,N] -> codes int64 [B,K,T]; a last frame that is not whole is padded with silence."""
+        if audio.ndim != 3 or audio.shape[1] != 1:
+            raise ValueError(f"audio has shape {tuple(audio.shape)}; [batch, 1, samples] is needed")
+        score, latent = self.encoder(F.pad(audio, (0, -audio.shape[-1] % self.config.samples_per_frame)))
+        codes = [nearest(score, self.decoder.score_codebook.weight)]
+        for book in self.decoder.codebooks:
+            codes.append(nearest(latent, book.weight))
+            latent = latent - book(codes[-1])
+        return torch.stack(codes, dim=1)
+
+
+def nearest(x: Tensor, codebook: Tensor) -> Tensor:
+    """Index [...] of the codebook row [V,D] nearest to each vector of x [...,D] in Euclidean distance."""
+    distance = codebook.pow(2).sum(1) - 2 * x @ codebook.t()
+    return distance.argmin(-1)

@@ -1,0 +1,108 @@
+"""Facts of a piece -> captions, as different people would write them: synonyms, any order, parts left out."""
+
+from __future__ import annotations
+
+import random
+
+from tinymusician_core.pretrain.arrange import Facts
+
+TONICS = ("c", "c sharp", "d", "e flat", "e", "f", "f sharp", "g", "a flat", "a", "b flat", "b")
+PLAYED_BY = {
+    "piano": ("piano", "piano", "piano", "grand piano", "acoustic piano", "keyboard"),
+    "guitar": ("guitar", "guitar", "acoustic guitar", "nylon guitar", "classical guitar", "spanish guitar", "fingerpicked guitar"),
+    "harp": ("harp", "harp", "celtic harp", "irish harp"),
+    "violin": ("violin", "violin", "fiddle", "irish fiddle"),
+    "cello": ("cello", "cello", "violoncello"),
+    "flute": ("flute", "flute", "irish flute", "wooden flute"),
+    "clarinet": ("clarinet", "clarinet", "woodwind clarinet"),
+    "trumpet": ("trumpet", "trumpet", "brass trumpet"),
+    "organ": ("organ", "organ", "church organ", "pipe organ"),
+    "marimba": ("marimba", "marimba", "mallet percussion", "wooden marimba", "xylophone"),
+}
+TEMPO = {
+    "slow": ("slow", "slow", "slow", "calm", "calm", "gentle", "relaxed", "peaceful", "quiet", "soft", "tender", "unhurried", "soothing", "adagio"),
+    "moderate": ("moderate", "mid tempo", "medium", "walking", "steady", "easy", "flowing", "andante", "moderately fast"),
+    "fast": ("fast", "fast", "fast", "lively", "lively", "upbeat", "energetic", "quick", "brisk", "driving", "allegro", "spirited", "up tempo", "exciting"),
+}
+MOOD = {
+    ("slow", "major"): ("warm", "dreamy", "tranquil", "sweet", "serene", "nostalgic", "romantic", "lullaby like", "relaxing"),
+    ("slow", "minor"): ("sad", "melancholy", "wistful", "mournful", "sorrowful", "dark", "lonely", "haunting", "emotional"),
+    ("moderate", "major"): ("happy", "bright", "warm", "cheerful", "pleasant", "sunny", "friendly", "playful", "sweet"),
+    ("moderate", "minor"): ("mysterious", "wistful", "moody", "serious", "dark", "pensive", "melancholy", "sad"),
+    ("fast", "major"): ("happy", "joyful", "cheerful", "bright", "merry", "festive", "playful", "fun", "uplifting", "dancing"),
+    ("fast", "minor"): ("urgent", "dramatic", "fiery", "restless", "intense", "dark", "mysterious", "wild", "tense"),
+}
+KIND = {
+    "reel": ("reel", "reel", "irish reel", "celtic reel", "folk dance"), "hornpipe": ("hornpipe", "hornpipe", "sailor hornpipe", "folk dance"),
+    "strathspey": ("strathspey", "scottish dance", "highland fling"), "march": ("march", "march", "marching tune"), "polka": ("polka", "folk polka"),
+    "jig": ("jig", "jig", "irish jig", "celtic jig", "folk dance"), "slip jig": ("slip jig", "jig", "irish slip jig"),
+    "waltz": ("waltz", "waltz", "waltz", "dance in three"), "air": ("air", "air", "irish air", "song", "ballad", "folk song"),
+}  # fmt: skip
+GENERIC = ("tune", "melody", "piece", "folk tune", "song", "music", "theme", "traditional tune", "folk music", "celtic music", "irish music")
+SOLO = ("solo", "unaccompanied", "alone", "solo performance", "single instrument")
+CHORDS = ("with {a} chords", "with {a} accompaniment", "accompanied by {a}", "and {a}", "over {a} chords", "with {a}", "backed by {a}")
+BAND = ("with {a}, bass and drums", "with a band", "with bass and drums", "with a folk band", "with {a}, bass and light percussion", "and a rhythm section", "with drums")
+REGISTER = {"high": ("high", "in a high register", "high pitched"), "low": ("low", "in a low register", "deep"), "middle": ("in a middle register",)}
+
+
+def article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def key_name(facts: Facts) -> str:
+    return f"{TONICS[facts.tonic]} {facts.mode}"
+
+
+def caption(facts: Facts, rng: random.Random) -> str:
+    """One caption in lower case. Tempo in BPM is said as a person would guess it, within 10% of the truth."""
+    instrument = rng.choice(PLAYED_BY[facts.instrument])
+    tempo = rng.choice(TEMPO[facts.tempo]) if rng.random() < 0.7 else ""
+    mood = rng.choice(MOOD[facts.tempo, facts.mode]) if rng.random() < 0.35 else ""
+    kind = rng.choice(KIND[facts.style] if rng.random() < 0.75 else GENERIC)
+    words = [w for w in (tempo, mood) if w]
+    rng.shuffle(words)
+    form = rng.random()
+    if form < 0.1:
+        parts = [*words, instrument] if rng.random() < 0.4 else [*words, instrument, kind]
+        rng.shuffle(parts)
+        text = ", ".join(parts)
+    elif form < 0.55:
+        lead = " ".join([*words, instrument, kind])
+        text = f"{article(lead)} {lead}" if rng.random() < 0.6 else lead
+    elif form < 0.8:
+        lead = " ".join([*words, kind])
+        joint = rng.choice(("for", "on", "played on", "played by", "on the", "for solo" if facts.texture == "solo" else "for"))
+        text = f"{article(lead)} {lead} {joint} {instrument}"
+    else:
+        lead = " ".join([*words, instrument])
+        text = f"{lead} playing {article(kind)} {kind}"
+    return decorate(text, facts, rng)
+
+
+def decorate(text: str, facts: Facts, rng: random.Random) -> str:
+    """Add, now and then, texture, key, tempo in BPM, metre and register."""
+    if facts.texture == "solo":
+        if rng.random() < 0.3:
+            text = f"{rng.choice(SOLO[:2])} {text}" if rng.random() < 0.4 and not text.startswith(("a ", "an ")) else f"{text}, {rng.choice(SOLO)}"
+    elif rng.random() < 0.85:
+        text = f"{text} {rng.choice(CHORDS if facts.texture == 'chords' else BAND).format(a=facts.accompanist)}"
+    extras = []
+    if rng.random() < 0.4:
+        extras.append(rng.choice((f"in {key_name(facts)}", f"in the key of {key_name(facts)}", key_name(facts), f"in {facts.mode}", f"{facts.mode} key")))
+    if rng.random() < 0.2:
+        bpm = round(facts.bpm * rng.uniform(0.9, 1.1))
+        extras.append(rng.choice((f"at {bpm} bpm", f"{bpm} bpm", f"tempo {bpm}")))
+    if rng.random() < 0.1:
+        extras.append(f"in {facts.meter.replace('/', ' ')} time")
+    if rng.random() < 0.1:
+        extras.append(rng.choice(REGISTER[facts.register]))
+    rng.shuffle(extras)
+    for extra in extras:
+        text = f"{text} {extra}" if rng.random() < 0.5 else f"{text}, {extra}"
+    return text
+
+
+def captions(facts: Facts, seed: str, count: int = 12) -> list[str]:
+    """`count` captions of one piece, the same for the same seed."""
+    rng = random.Random(seed)
+    return [caption(facts, rng) for _ in range(count)]

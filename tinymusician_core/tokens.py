@@ -1,0 +1,77 @@
+"""Codec tokens with captions, on disk: what teachers and students are trained on.
+
+A folder holds, for each split, `{split}.safetensors` (`codes` int16 [K,F], all clips end to end; `offsets` int64 [n+1]) and
+`{split}.jsonl`, one record a clip: `captions`, `bars` (frames, from the clip's start, at which bars begin) and `facts`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+SPLITS = ("train", "validation", "test")
+
+
+class TokenDataset:
+    """The clips of one split; `batch` draws windows that start on a bar."""
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; allowed are {', '.join(SPLITS)}")
+        tensors, records = Path(folder) / f"{split}.safetensors", Path(folder) / f"{split}.jsonl"
+        if not tensors.exists() or not records.exists():
+            raise ValueError(f"{folder} holds no {split} tokens ({split}.safetensors and {split}.jsonl are needed)")
+        try:
+            stored = load_file(tensors)
+        except SafetensorError as error:
+            raise ValueError(f"{tensors} is damaged: {error}") from error
+        self.codes, self.offsets = stored["codes"], stored["offsets"]
+        self.records = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+        if len(self.records) != len(self.offsets) - 1:
+            raise ValueError(f"{folder}: {len(self.records)} records but {len(self.offsets) - 1} clips of {split} tokens")
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def codebooks(self) -> int:
+        return self.codes.shape[0]
+
+    def clip(self, index: int) -> Tensor:
+        """All codes of a clip, int64 [K,T]."""
+        return self.codes[:, self.offsets[index] : self.offsets[index + 1]].long()
+
+    def window(self, index: int, frames: int, rng: torch.Generator) -> Tensor:
+        """`frames` codes of a clip from a random bar on, int64 [K,frames]; a clip that ends sooner is filled with -1."""
+        codes = self.clip(index)
+        starts = [b for b in self.records[index]["bars"] if b + frames <= codes.shape[1]] or self.records[index]["bars"][:1]
+        start = starts[int(torch.randint(len(starts), (), generator=rng))]
+        part = codes[:, start : start + frames]
+        return torch.nn.functional.pad(part, (0, frames - part.shape[1]), value=-1)
+
+    def batch(self, rng: torch.Generator, batch_size: int, frames: int) -> tuple[Tensor, list[str]]:
+        """Random windows int64 [B,K,frames] (-1 past a clip's end) and one caption each."""
+        picks = torch.randint(len(self), (batch_size,), generator=rng).tolist()
+        codes = torch.stack([self.window(i, frames, rng) for i in picks])
+        captions = []
+        for i in picks:
+            choices = self.records[i]["captions"]
+            captions.append(choices[int(torch.randint(len(choices), (), generator=rng))])
+        return codes, captions
+
+
+def write_tokens(folder: Path, split: str, clips: list[Tensor], records: list[dict]) -> None:
+    """Write one split: clips of codes [K,T] and their records, each file whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lengths = torch.tensor([0, *(c.shape[1] for c in clips)])
+    partial = folder / f"{split}.safetensors.part"
+    save_file({"codes": torch.cat(clips, dim=1).to(torch.int16).contiguous(), "offsets": lengths.cumsum(0)}, partial)
+    partial.replace(folder / f"{split}.safetensors")
+    partial = folder / f"{split}.jsonl.part"
+    partial.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    partial.replace(folder / f"{split}.jsonl")
