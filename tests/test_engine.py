@@ -1,0 +1,300 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tinymusician_core.delay import undelay
+from tinymusician_core.engine import Decoder, DecoderConfig, Sampler, frames
+from tinymusician_core.engine.loop import steps_for
+from tinymusician_core.engine.sampling import guide
+from tinymusician_core.records import Cancelled, SamplingSpec
+
+
+def make_decoder(seed=0, **changes) -> Decoder:
+    shape = {"width": 16, "layers": 2, "heads": 2, "ffn": 24, "codebooks": 3, "entries": 20}
+    shape |= changes
+    generator = torch.Generator().manual_seed(seed)
+    decoder = Decoder(DecoderConfig(**shape, pad=shape["entries"]))
+    with torch.no_grad():
+        for tensor in decoder.parameters():
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
+    return decoder.eval()
+
+
+def make_text(decoder, batch=1, tokens=4, seed=1):
+    states = torch.randn(batch, tokens, decoder.config.width, generator=torch.Generator().manual_seed(seed))
+    return states, torch.ones(batch, tokens, dtype=torch.long)
+
+
+def collect(decoder, states, mask, spec, count):
+    return torch.stack(list(frames(decoder, states, mask, spec, count)), dim=2)
+
+
+@st.composite
+def cases(draw):
+    heads = draw(st.sampled_from([1, 2, 4]))
+    shape = {
+        "heads": heads,
+        "width": heads * draw(st.sampled_from([4, 6, 8])),
+        "layers": draw(st.integers(1, 3)),
+        "ffn": draw(st.integers(1, 20)),
+        "codebooks": draw(st.integers(1, 4)),
+        "entries": draw(st.integers(1, 30)),
+        "activation": draw(st.sampled_from(["gelu", "relu", "silu"])),
+    }
+    batch, text, positions = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 8))
+    lengths = draw(st.lists(st.integers(0, text), min_size=batch, max_size=batch))
+    return shape, lengths, text, positions, draw(st.integers(0, positions)), draw(st.integers(0, 2**31))
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases())
+def test_the_cached_path_equals_the_cacheless_one(case):
+    shape, lengths, text, positions, prefilled, seed = case
+    decoder = make_decoder(seed, **shape)
+    generator = torch.Generator().manual_seed(seed + 1)
+    config = decoder.config
+    states = torch.randn(len(lengths), text, config.width, generator=generator)
+    mask = torch.arange(text) < torch.tensor(lengths).unsqueeze(1)
+    tokens = torch.randint(0, config.entries + 1, (len(lengths), config.codebooks, positions), generator=generator)
+    expected = decoder.logits(tokens, states, mask).detach()
+    assert expected.isfinite().all()
+    cache = decoder.prepare(states, mask, positions)
+    parts = [decoder.prefill(tokens[:, :, :prefilled], cache)] if prefilled else []
+    parts += [decoder.step(tokens[:, :, t], cache).unsqueeze(2) for t in range(prefilled, positions)]
+    torch.testing.assert_close(torch.cat(parts, dim=2), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_prefill_goes_on_where_the_cache_ends():
+    decoder = make_decoder()
+    states, mask = make_text(decoder)
+    tokens = torch.randint(0, 20, (1, 3, 7), generator=torch.Generator().manual_seed(2))
+    cache = decoder.prepare(states, mask, 7)
+    parts = [decoder.prefill(tokens[:, :, :3], cache), decoder.prefill(tokens[:, :, 3:], cache)]
+    torch.testing.assert_close(torch.cat(parts, dim=2), decoder.logits(tokens, states, mask).detach())
+
+
+def test_the_cache_is_static_and_says_when_it_is_full():
+    decoder = make_decoder()
+    states, mask = make_text(decoder)
+    cache = decoder.prepare(states, mask, 2)
+    held = cache.bytes
+    tokens = torch.zeros(1, 3, dtype=torch.long)
+    decoder.step(tokens, cache)
+    decoder.step(tokens, cache)
+    assert cache.bytes == held == 2 * 2 * 2 * 16 * 4
+    with pytest.raises(ValueError, match="room for 2 positions, 3 were asked for"):
+        decoder.step(tokens, cache)
+    with pytest.raises(ValueError, match="at least 1 position"):
+        decoder.prepare(states, mask, 0)
+
+
+def test_positions_beyond_the_table_are_computed():
+    decoder = make_decoder()
+    states, mask = make_text(decoder)
+    before = decoder.positions.clone()
+    decoder.prepare(states, mask, 3000)
+    assert decoder.positions.shape[0] == 3000
+    assert torch.equal(decoder.positions[:2048], before)
+
+
+def test_text_keys_and_values_are_computed_once_a_prompt():
+    decoder = make_decoder()
+    calls = []
+    for layer in decoder.layers:
+        layer.cross_kv.register_forward_hook(lambda *_: calls.append(1))
+    states, mask = make_text(decoder)
+    collect(decoder, states, mask, SamplingSpec(), 5)
+    assert len(calls) == decoder.config.layers
+
+
+def test_full_text_needs_no_mask_and_padding_does_not_weigh_in():
+    decoder = make_decoder()
+    states, mask = make_text(decoder)
+    assert decoder.prepare(states, mask, 1).cross_mask is None
+    padded = torch.cat([states, torch.full((1, 2, 16), 1e3)], dim=1)
+    padded_mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
+    tokens = torch.zeros(1, 3, 2, dtype=torch.long)
+    assert decoder.prepare(padded, padded_mask, 1).cross_mask is not None
+    torch.testing.assert_close(decoder.logits(tokens, padded, padded_mask), decoder.logits(tokens, states, mask))
+
+
+def test_wrong_text_states_are_named():
+    decoder = make_decoder()
+    with pytest.raises(ValueError, match=r"\[batch, tokens, 16\]"):
+        decoder.prepare(torch.zeros(1, 4, 15), torch.ones(1, 4), 1)
+    with pytest.raises(ValueError, match="mask"):
+        decoder.prepare(torch.zeros(1, 4, 16), torch.ones(2, 4), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 0}, "layers"),
+        ({"heads": 3}, "multiple of its heads"),
+        ({"activation": "tanh"}, "gelu, relu, silu"),
+    ],
+)
+def test_wrong_shapes_of_decoder_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        make_decoder(**change)
+
+
+def test_a_configuration_that_lacks_a_field_is_named():
+    with pytest.raises(ValueError, match="lacks hidden_size"):
+        DecoderConfig.from_dict({"vocab_size": 5})
+
+
+class Opaque(nn.Module):
+    """A product without `.weight`, as quantized modules are."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self._run = [linear]
+
+    def forward(self, x):
+        return self._run[0](x)
+
+
+def test_products_and_lookups_can_be_swapped_for_modules_without_a_weight():
+    decoder = make_decoder()
+    swapped = copy.deepcopy(decoder)
+    names = [name for name, module in swapped.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    assert len(names) == 3 + 2 * 7 + 1
+    for name in names:
+        swapped.set_submodule(name, Opaque(swapped.get_submodule(name)))
+    states, mask = make_text(decoder)
+    spec = SamplingSpec(seed=5)
+    assert torch.equal(collect(swapped, states, mask, spec, 6), collect(decoder, states, mask, spec, 6))
+
+
+def test_half_precision_runs_throughout_and_logits_stay_float32():
+    decoder = make_decoder().to(torch.bfloat16)
+    states, mask = make_text(decoder)
+    cache = decoder.prepare(states, mask, 4)
+    assert cache.bytes == 2 * 2 * 4 * 16 * 2
+    logits = decoder.step(torch.zeros(1, 3, dtype=torch.long), cache)
+    assert logits.dtype == torch.float32
+    reference = make_decoder().logits(torch.zeros(1, 3, 1, dtype=torch.long), states, mask)[:, :, 0]
+    torch.testing.assert_close(logits, reference.detach(), atol=0.15, rtol=0.05)
+
+
+def test_logits_carry_gradients_even_after_generating():
+    decoder = make_decoder()
+    states, mask = make_text(decoder)
+    collect(decoder, states, mask, SamplingSpec(), 3)
+    decoder.logits(torch.zeros(1, 3, 4, dtype=torch.long), states, mask).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize(("codebooks", "channels"), [(1, 1), (3, 1), (4, 2)])
+def test_the_loop_yields_the_frames_of_a_plain_greedy_search(cfg, codebooks, channels):
+    decoder = make_decoder(codebooks=codebooks, audio_channels=channels)
+    delays, pad = decoder.config.delays, decoder.config.pad
+    states, mask = make_text(decoder, batch=2)
+    made = collect(decoder, states, mask, SamplingSpec(greedy=True, cfg=cfg), 6)
+    tokens = torch.full((2, codebooks, 1), pad)
+    zeros = torch.zeros_like(states), torch.zeros_like(mask)
+    for position in range(1, 7 + max(delays)):
+        logits = decoder.logits(tokens, states, mask)[:, :, -1].detach()
+        if cfg > 1:
+            other = decoder.logits(tokens, *zeros)[:, :, -1].detach()
+            logits = other + cfg * (logits - other)
+        chosen = logits.argmax(-1)
+        for k, shift in enumerate(delays):
+            if not shift < position <= 6 + shift:
+                chosen[:, k] = pad
+        tokens = torch.cat([tokens, chosen.unsqueeze(2)], dim=2)
+    assert torch.equal(made, undelay(tokens[:, :, 1:], delays))
+    assert made.max() < decoder.config.entries
+
+
+def test_a_frame_comes_out_as_soon_as_its_last_codebook_is_there():
+    decoder = make_decoder()
+    states, mask = make_text(decoder)
+    steps = []
+    decoder.norm.register_forward_hook(lambda *_: steps.append(1))
+    stream = frames(decoder, states, mask, SamplingSpec(), 4)
+    seen = [len(steps) for _ in stream]
+    assert seen == [3, 4, 5, 6]
+    assert len(steps) == steps_for(decoder, 4) == 6
+
+
+def test_seeds_decide_and_the_global_random_state_is_left_alone():
+    decoder = make_decoder()
+    states, mask = make_text(decoder)
+    torch.manual_seed(99)
+    expected = torch.rand(3)
+    torch.manual_seed(99)
+    one = collect(decoder, states, mask, SamplingSpec(seed=1), 10)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(collect(decoder, states, mask, SamplingSpec(seed=1), 10), one)
+    assert not torch.equal(collect(decoder, states, mask, SamplingSpec(seed=2), 10), one)
+
+
+def test_stopping_and_wrong_counts():
+    decoder = make_decoder()
+    states, mask = make_text(decoder)
+    answers = iter([False, False, False, True])
+    with pytest.raises(Cancelled, match="stopped after 3 of 12 steps"):
+        list(frames(decoder, states, mask, SamplingSpec(), 10, lambda: next(answers)))
+    with pytest.raises(ValueError, match="frames_total must be 1 or more, got 0"):
+        list(frames(decoder, states, mask, SamplingSpec(), 0))
+
+
+def test_guidance_is_the_formula():
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(4, 2, 5, generator=generator)
+    conditional, unconditional = logits[:2].clone(), logits[2:].clone()
+    torch.testing.assert_close(guide(logits, 3.0), unconditional + 3.0 * (conditional - unconditional))
+
+
+def draws(logits, count, **settings_):
+    sampler = Sampler(SamplingSpec(**settings_))
+    return torch.cat([sampler(logits.expand(1, 500, -1)).flatten() for _ in range(count // 500)])
+
+
+def test_draws_follow_the_softmax_of_the_logits():
+    logits = torch.tensor([[[2.0, 1.0, 0.0, -1.0, 0.5]]])
+    for temperature, top_k in ((1.0, 0), (0.7, 0), (1.5, 5), (1.0, 4)):
+        drawn = draws(logits, 20_000, temperature=temperature, top_k=top_k, seed=4)
+        expected = (logits[0, 0] / temperature).softmax(-1)
+        if top_k == 4:
+            expected[3] = 0
+            expected /= expected.sum()
+        share = torch.bincount(drawn, minlength=5) / len(drawn)
+        torch.testing.assert_close(share, expected, atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "allowed"),
+    [
+        ({"top_k": 2}, {0, 1}),
+        ({"top_k": 1}, {0}),
+        ({"top_k": 0, "top_p": 0.5}, {0}),
+        ({"top_k": 0, "top_p": 0.7}, {0, 1}),
+        ({"top_k": 3, "top_p": 0.96}, {0, 1, 4}),
+        ({"top_k": 0, "top_p": 0.0}, {0, 1, 2, 3, 4}),
+        ({"top_k": 0, "top_p": 1.0}, {0, 1, 2, 3, 4}),
+        ({"top_k": 99}, {0, 1, 2, 3, 4}),
+        ({"greedy": True}, {0}),
+    ],
+)
+def test_only_allowed_tokens_are_drawn(settings_, allowed):
+    logits = torch.tensor([[[2.0, 1.0, 0.0, -1.0, 0.5]]])  # probabilities 0.55, 0.20, 0.07, 0.03, 0.12
+    assert set(draws(logits, 5000, **settings_).tolist()) == allowed
+
+
+def test_top_p_and_top_k_keep_what_transformers_keeps():
+    from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+    logits = torch.randn(1, 40, 30, generator=torch.Generator().manual_seed(6)) * 2
+    spec = SamplingSpec(top_k=12, top_p=0.8, temperature=0.9)
+    scores, tokens = Sampler(spec)._keep(logits.clone())
+    ours = torch.full_like(logits, float("-inf")).scatter(-1, tokens, scores)
+    theirs = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(12)(None, logits[0] / 0.9))
+    torch.testing.assert_close(ours[0], theirs)

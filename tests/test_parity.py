@@ -1,0 +1,80 @@
+"""Our engine against transformers' MusicgenForConditionalGeneration, on random weights."""
+
+import pytest
+import torch
+from conftest import PROMPTS, save_tiny_musicgen
+from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+
+from tinymusician_core import SamplingSpec, load
+from tinymusician_core.engine import frames
+
+FRAMES = 12
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["mono", "stereo"])
+def pair(request, tiny_musicgen, tmp_path_factory):
+    """Their model and inputs, and our pipeline, from the same folder."""
+    folder = tiny_musicgen if request.param == 1 else save_tiny_musicgen(tmp_path_factory.mktemp("stereo") / "s", 2)
+    theirs = MusicgenForConditionalGeneration.from_pretrained(folder).eval()
+    inputs = AutoTokenizer.from_pretrained(folder)(PROMPTS, padding=True, return_tensors="pt")
+    assert len(set(inputs["attention_mask"].sum(1).tolist())) == 3, "the prompts must differ in length"
+    return theirs, {name: inputs[name] for name in ("input_ids", "attention_mask")}, load(folder)
+
+
+def generate_theirs(model, inputs, cfg, monkeypatch):
+    """Their greedy codes [B,K,T] and sound [B,C,N]."""
+    delays = model.config.decoder.num_codebooks // model.config.decoder.audio_channels - 1
+    seen = []
+    decode = model.audio_encoder.decode
+
+    def spy(codes, **kwargs):
+        seen.append(codes[0])
+        return decode(codes, **kwargs)
+
+    monkeypatch.setattr(model.audio_encoder, "decode", spy)
+    sound = model.generate(**inputs, do_sample=False, guidance_scale=cfg, max_new_tokens=FRAMES + delays)
+    return torch.stack(seen, dim=2).flatten(1, 2), sound
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+def test_greedy_tokens_and_sound_are_those_of_transformers(pair, cfg, monkeypatch):
+    theirs, inputs, ours = pair
+    expected, expected_sound = generate_theirs(theirs, inputs, cfg, monkeypatch)
+    states, mask = ours.text_encoder.encode(PROMPTS)
+    spec = SamplingSpec(cfg=cfg, greedy=True)
+    made = torch.stack(list(frames(ours.decoder, states, mask, spec, FRAMES)), dim=2)
+    assert made.shape == expected.shape
+    assert torch.equal(made, expected)
+    assert len(made.unique()) > 8, "a model that repeats one token proves nothing"
+    torch.testing.assert_close(ours.codec.decode(made), expected_sound, atol=1e-5, rtol=1e-4)
+
+
+def test_logits_are_those_of_transformers(pair):
+    theirs, inputs, ours = pair
+    config = ours.decoder.config
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, config.entries + 1, (3, config.codebooks, 9), generator=generator)
+    with torch.inference_mode():
+        expected = theirs(**inputs, decoder_input_ids=tokens.flatten(0, 1)).logits.view(3, config.codebooks, 9, -1)
+        states, mask = ours.text_encoder.encode(PROMPTS)
+        cache = ours.decoder.prepare(states, mask, 9)
+        stepped = torch.stack([ours.decoder.step(tokens[:, :, t], cache) for t in range(9)], dim=2)
+    torch.testing.assert_close(ours.decoder.logits(tokens, states, mask).detach(), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(stepped, expected, atol=1e-4, rtol=0)
+
+
+def test_unconditional_half_is_the_one_of_transformers(pair):
+    theirs, inputs, ours = pair
+    config = ours.decoder.config
+    tokens = torch.full((6, config.codebooks, 4), 5)
+    with torch.inference_mode():
+        states = theirs.text_encoder(**inputs).last_hidden_state
+        doubled = torch.cat([inputs["attention_mask"], torch.zeros_like(inputs["attention_mask"])])
+        expected = theirs(
+            encoder_outputs=(torch.cat([states, torch.zeros_like(states)]),),
+            attention_mask=doubled,
+            decoder_input_ids=tokens.flatten(0, 1),
+        ).logits.view(6, config.codebooks, 4, -1)
+        ours_states, _ = ours.text_encoder.encode(PROMPTS)
+        made = ours.decoder.logits(tokens, torch.cat([ours_states, torch.zeros_like(ours_states)]), doubled)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)
