@@ -1,0 +1,183 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from tinymusician_core.quant.schemes import SCHEMES, from_tensors, pack, scheme_named, stored_bytes, to_tensors
+from tinymusician_core.records import ModelError
+
+# Relative error allowed in a product, by scheme: from the size of one rounding step.
+LINEAR_ERROR = {
+    "fp32": 1e-6,
+    "bf16": 0.01,
+    "fp16": 0.001,
+    "int8": 0.02,
+    "int8-weight": 0.015,
+    "bnb-int8": 0.02,
+    "nf4": 0.13,
+}
+
+
+def linear(outputs=40, inputs=48, bias=True, seed=0) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(inputs, outputs, bias=bias).eval()
+
+
+def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    with torch.device("meta"):
+        if isinstance(module, nn.Linear):
+            return nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        if isinstance(module, nn.Embedding):
+            return nn.Embedding(module.num_embeddings, module.embedding_dim)
+        return nn.Conv1d(module.in_channels, module.out_channels, module.kernel_size)
+
+
+def test_every_scheme_is_held_to_an_error():
+    assert set(LINEAR_ERROR) == set(SCHEMES)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 48), (1, 48), (2, 7, 48), (200, 48)])
+def test_a_linear_layer_stays_close_to_its_float_self(scheme, bias, shape):
+    float_layer = linear(bias=bias)
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        wanted = float_layer(x)
+        found = pack(linear(bias=bias), scheme)(x)
+    assert found.dtype == torch.float32
+    assert found.shape == wanted.shape
+    assert off(found, wanted) < LINEAR_ERROR[scheme]
+
+
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "int8-weight"])
+@pytest.mark.parametrize("size", [(33, 17), (7, 5), (250, 130), (1, 3)])
+def test_odd_sizes_work(scheme, size):
+    x = torch.randn(3, size[1], generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        assert off(pack(linear(*size), scheme)(x), linear(*size)(x)) < 1.5 * LINEAR_ERROR[scheme]
+
+
+def test_the_kernel_that_reads_whole_vectors_refuses_other_sizes():
+    with pytest.raises(ValueError, match="16 divides, got 17"):
+        pack(linear(33, 17), "int8-weight")
+
+
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if SCHEMES[name].takes(nn.Embedding(2, 2))])
+def test_an_embedding_stays_close_to_its_float_self(scheme):
+    torch.manual_seed(0)
+    table = nn.Embedding(50, 24)
+    tokens = torch.tensor([[0, 49, 7], [7, 7, 1]])
+    wanted = table(tokens).detach()
+    found = pack(table, scheme)(tokens).detach()
+    assert found.dtype == torch.float32
+    assert found.shape == (2, 3, 24)
+    assert off(found, wanted) < 0.01
+
+
+MAKERS = {"linear": linear, "embedding": lambda: nn.Embedding(50, 24), "conv": lambda: nn.Conv1d(4, 6, 3)}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind"), [(name, kind) for name in SCHEMES for kind in MAKERS if SCHEMES[name].takes(MAKERS[kind]())]
+)
+def test_stored_and_restored_is_the_same_module(scheme, kind):
+    module = MAKERS[kind]()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    tensors = to_tensors(module, scheme)
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert stored_bytes(module, scheme) == sum(tensor.nbytes for tensor in tensors.values())
+    restored = from_tensors(on_meta(module), scheme, {name: tensor.clone() for name, tensor in tensors.items()})
+    x = torch.arange(6).view(2, 3) if isinstance(module, nn.Embedding) else torch.randn(2, 4, 48)
+    with torch.inference_mode():
+        assert torch.equal(restored(x), pack(module, scheme)(x))
+    assert all(tensor.device.type == "cpu" for tensor in restored.state_dict().values())
+
+
+def test_bytes_are_those_that_the_scheme_promises():
+    layer = linear(256, 512, bias=False)
+    weights = 256 * 512
+    assert stored_bytes(layer, "fp32") == 4 * weights
+    assert stored_bytes(layer, "fp16") == stored_bytes(layer, "bf16") == 2 * weights
+    assert stored_bytes(layer, "int8") == weights + 4 * 256
+    assert stored_bytes(layer, "int8-weight") == weights + 2 * 256
+    assert stored_bytes(layer, "nf4") == weights // 2 + 2 * weights // 64
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "bnb-int8", "nf4"])
+def test_rows_of_zeros_and_rows_of_very_different_size_survive(scheme):
+    layer = linear(40, 64)  # whole blocks of 64 a row: NF4's scales are then each row's own
+    with torch.no_grad():
+        layer.weight[0] = 0.0
+        layer.weight[1] *= 1000.0
+    x = torch.randn(4, 64)
+    with torch.inference_mode():
+        wanted = layer(x)
+        found = pack(layer, scheme)(x)
+    assert torch.isfinite(found).all()
+    assert torch.allclose(found[:, 0], wanted[:, 0], atol=1e-6)
+    assert off(found[:, 1], wanted[:, 1]) < 2 * LINEAR_ERROR[scheme]
+    assert off(found[:, 2:], wanted[:, 2:]) < LINEAR_ERROR[scheme]
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int8", "int8-weight"])
+def test_weights_that_cannot_be_kept_are_refused(scheme):
+    layer = linear()
+    with torch.no_grad():
+        layer.weight[0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"not finite|beyond what"):
+        pack(layer, scheme)
+
+
+def test_a_scheme_that_cannot_take_a_module_says_who_can():
+    with pytest.raises(ValueError, match="int8 cannot take a Conv1d; fp32, bf16, fp16 can"):
+        pack(nn.Conv1d(2, 2, 3), "int8")
+    with pytest.raises(ValueError, match="nf4 cannot take a Embedding"):
+        to_tensors(nn.Embedding(3, 4), "nf4")
+    with pytest.raises(ValueError, match="no such scheme: 'int3'; allowed: fp32"):
+        scheme_named("int3")
+
+
+def test_damaged_tensors_are_named():
+    tensors = to_tensors(linear(), "int8")
+    with pytest.raises(ModelError, match="lack scale"):
+        from_tensors(on_meta(linear()), "int8", {"values": tensors["values"]})
+    with pytest.raises(ModelError, match=r"the stored values is torch.int8 \[40, 48\], not torch.int8 \[41, 48\]"):
+        from_tensors(on_meta(linear(41)), "int8", tensors)
+    with pytest.raises(ModelError, match="the stored half is torch.float32"):
+        from_tensors(on_meta(linear()), "fp16", {"half": torch.zeros(40, 48), "bias": torch.zeros(40)})
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "bf16", "bnb-int8", "nf4"])
+def test_t5_feed_forward_leaves_the_input_of_a_packed_layer_alone(scheme):
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    model = T5EncoderModel(T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)).eval()
+    tokens = torch.tensor([[3, 4, 5, 1]])
+    with torch.inference_mode():
+        wanted = model(input_ids=tokens).last_hidden_state
+        feed_forward = model.encoder.block[0].layer[1].DenseReluDense
+        feed_forward.wi, feed_forward.wo = pack(feed_forward.wi, scheme), pack(feed_forward.wo, scheme)
+        attention = model.encoder.block[0].layer[0].SelfAttention
+        attention.relative_attention_bias = pack(attention.relative_attention_bias, "int8")
+        found = model(input_ids=tokens).last_hidden_state
+    assert found.dtype == torch.float32
+    assert off(found, wanted) < 2 * LINEAR_ERROR[scheme]
+
+
+def test_bitsandbytes_is_imported_only_when_it_is_used():
+    code = (
+        "import sys, tinymusician_core.quant.schemes as s, torch; s.pack(torch.nn.Linear(4, 4), 'int8');"
+        "assert 'bitsandbytes' not in sys.modules; s.pack(torch.nn.Linear(4, 4), 'nf4');"
+        "assert 'bitsandbytes' in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "kernels-community" not in done.stderr

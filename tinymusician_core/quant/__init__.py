@@ -1,0 +1,1 @@
+"""Quantization: schemes, plans that name which module gets which, and the folders that they are written to."""

@@ -1,0 +1,205 @@
+"""Linear layers in a scheme's own form: int8 and half precision. O outputs, I inputs, any leading shape.
+
+This is the one place that calls torch.ao's kernels. They are the fastest here, take int8 weights as they stand on disk,
+and are deprecated: whoever replaces them has to change nothing but this file.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..records import ModelError
+
+
+def int8_rows(weight: Tensor, scale_type: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 a row: weight [O,I] -> values int8 [O,I] in -127..127 and scales [O].
+
+    The scale is rounded to `scale_type` first, which leaves no error of its own. Raises ValueError for weights that are
+    not finite.
+    """
+    weight = weight.detach().float()
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("the weights are not finite; there is no int8 for them")
+    scale = (weight.abs().amax(dim=1) / 127.0).clamp_min(torch.finfo(torch.float32).tiny).to(scale_type)
+    values = (weight / scale.float().unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
+    return values, scale
+
+
+def half_of(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another float type; ValueError where a number is too big for it."""
+    tensor = tensor.detach()
+    half = tensor.to(dtype)
+    if not bool(torch.isfinite(half).all()):
+        raise ValueError(f"the weights reach {float(tensor.abs().max()):g}, beyond what {dtype} can hold")
+    return half
+
+
+def expect(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """The stored tensor `name`; ModelError where it is missing, or has another shape or type."""
+    if name not in tensors:
+        raise ModelError(f"the stored weights lack {name}")
+    found = tensors[name]
+    if tuple(found.shape) != tuple(shape) or found.dtype != dtype:
+        raise ModelError(f"the stored {name} is {found.dtype} {list(found.shape)}, not {dtype} {list(shape)}")
+    return found
+
+
+def expect_bias(tensors: dict[str, Tensor], like: nn.Linear) -> Tensor | None:
+    """The stored bias [O] of a linear layer that has one."""
+    return None if like.bias is None else expect(tensors, "bias", (like.out_features,), torch.float32)
+
+
+class PackedLinear(nn.Module):
+    """What every packed linear layer has in common.
+
+    `weight` is None: code that looks at a weight's type before it calls the layer (T5's feed-forward) then leaves its
+    input alone. Buffers move with `.to(device)`; `stored` is what goes to disk, and `restore` takes it back.
+    """
+
+    weight: ClassVar[None] = None
+
+    def __init__(self, like: nn.Linear, bias: Tensor | None):
+        super().__init__()
+        self.in_features, self.out_features = like.in_features, like.out_features
+        self.register_buffer("bias", None if bias is None else bias.detach().float(), persistent=False)
+
+    def stored(self) -> dict[str, Tensor]:
+        """The tensors that say all: what `restore` needs."""
+        return {} if self.bias is None else {"bias": self.bias}
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Int8Linear(PackedLinear):
+    """torch.ao's dynamic int8: weights int8 a row, inputs int8 a call, sums in int32. On the CPU alone.
+
+    The packed weights are the only copy; `stored` unpacks them.
+    """
+
+    def __init__(self, like: nn.Linear, values: Tensor, scale: Tensor, bias: Tensor | None):
+        super().__init__(like, bias)
+        zeros = torch.zeros(like.out_features, dtype=torch.long)
+        weight = torch._make_per_channel_quantized_tensor(values, scale.double(), zeros, 0)
+        self._packed = torch.ops.quantized.linear_prepack(weight, self.bias)
+        # Without VNNI, x86 kernels add pairs of products in 16 bits: inputs of 7 bits keep them from overflowing.
+        engine = torch.backends.quantized.engine
+        self._short = engine in ("x86", "fbgemm") and not torch.cpu._is_vnni_supported()
+
+    @classmethod
+    def pack(cls, linear: nn.Linear) -> Int8Linear:
+        return cls(linear, *int8_rows(linear.weight), linear.bias)
+
+    @classmethod
+    def restore(cls, like: nn.Linear, tensors: dict[str, Tensor]) -> Int8Linear:
+        values = expect(tensors, "values", (like.out_features, like.in_features), torch.int8)
+        scale = expect(tensors, "scale", (like.out_features,), torch.float32)
+        return cls(like, values, scale, expect_bias(tensors, like))
+
+    def stored(self) -> dict[str, Tensor]:
+        weight, _ = torch.ops.quantized.linear_unpack(self._packed)
+        scale = weight.q_per_channel_scales().float()
+        return {"values": weight.int_repr(), "scale": scale, **super().stored()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x float32 [..., I] -> float32 [..., O]."""
+        return torch.ops.quantized.linear_dynamic(x, self._packed, reduce_range=self._short)
+
+
+class WeightInt8Linear(PackedLinear):
+    """int8 weights with bfloat16 inputs: nothing to quantize a call, so it is the fastest for few rows."""
+
+    MULTIPLE = 16  # torch's kernel reads whole vectors of inputs and checks nothing
+
+    def __init__(self, like: nn.Linear, values: Tensor, scale: Tensor, bias: Tensor | None):
+        super().__init__(like, bias)
+        if like.in_features % self.MULTIPLE:
+            raise ValueError(
+                f"int8-weight needs inputs that {self.MULTIPLE} divides, got {like.in_features}; int8 takes any"
+            )
+        self.register_buffer("values", values.contiguous(), persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+
+    @classmethod
+    def pack(cls, linear: nn.Linear) -> WeightInt8Linear:
+        return cls(linear, *int8_rows(linear.weight, torch.bfloat16), linear.bias)
+
+    @classmethod
+    def restore(cls, like: nn.Linear, tensors: dict[str, Tensor]) -> WeightInt8Linear:
+        values = expect(tensors, "values", (like.out_features, like.in_features), torch.int8)
+        scale = expect(tensors, "scale", (like.out_features,), torch.bfloat16)
+        return cls(like, values, scale, expect_bias(tensors, like))
+
+    def stored(self) -> dict[str, Tensor]:
+        return {"values": self.values, "scale": self.scale, **super().stored()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x float32 [..., I] -> float32 [..., O]."""
+        flat = x if x.ndim == 2 else x.reshape(-1, self.in_features)
+        y = torch.ops.aten._weight_int8pack_mm(flat.to(torch.bfloat16), self.values, self.scale).float()
+        if self.bias is not None:
+            y += self.bias
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], self.out_features)
+
+
+class Fp16Linear(PackedLinear):
+    """float16 weights. On x86, fbgemm's kernel with float32 inputs and sums; elsewhere a product in float16."""
+
+    def __init__(self, like: nn.Linear, half: Tensor, bias: Tensor | None):
+        super().__init__(like, bias)
+        self._packed = None
+        on_x86 = half.device.type == "cpu" and torch.backends.quantized.engine in ("x86", "fbgemm")
+        self.register_buffer("half_weight", None if on_x86 else half, persistent=False)
+        if on_x86:
+            self._packed = torch.ops.quantized.linear_prepack_fp16(half.float(), self.bias)
+
+    @classmethod
+    def pack(cls, linear: nn.Linear) -> Fp16Linear:
+        return cls(linear, half_of(linear.weight, torch.float16), linear.bias)
+
+    @classmethod
+    def restore(cls, like: nn.Linear, tensors: dict[str, Tensor]) -> Fp16Linear:
+        half = expect(tensors, "half", (like.out_features, like.in_features), torch.float16)
+        return cls(like, half, expect_bias(tensors, like))
+
+    def stored(self) -> dict[str, Tensor]:
+        half = self.half_weight
+        if self._packed is not None:
+            half = torch.ops.quantized.linear_unpack_fp16(self._packed)[0].half()
+        return {"half": half, **super().stored()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x float32 [..., I] -> float32 [..., O]."""
+        if self._packed is not None:
+            return torch.ops.quantized.linear_dynamic_fp16(x, self._packed)
+        y = functional.linear(x.half(), self.half_weight).float()
+        return y if self.bias is None else y + self.bias
+
+
+class Bf16Linear(PackedLinear):
+    """bfloat16 weights and inputs, sums in float32: fast where the machine has the instructions, and for many rows."""
+
+    def __init__(self, like: nn.Linear, half: Tensor, bias: Tensor | None):
+        super().__init__(like, bias)
+        self.register_buffer("half_weight", half, persistent=False)
+
+    @classmethod
+    def pack(cls, linear: nn.Linear) -> Bf16Linear:
+        return cls(linear, half_of(linear.weight, torch.bfloat16), linear.bias)
+
+    @classmethod
+    def restore(cls, like: nn.Linear, tensors: dict[str, Tensor]) -> Bf16Linear:
+        half = expect(tensors, "half", (like.out_features, like.in_features), torch.bfloat16)
+        return cls(like, half, expect_bias(tensors, like))
+
+    def stored(self) -> dict[str, Tensor]:
+        return {"half": self.half_weight, **super().stored()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x float32 [..., I] -> float32 [..., O]."""
+        y = functional.linear(x.to(torch.bfloat16), self.half_weight).float()
+        return y if self.bias is None else y + self.bias

@@ -1,0 +1,143 @@
+"""The schemes that a plan can give to a module, by name.
+
+A scheme says what becomes of a linear layer, of an embedding, and of any other module that owns tensors (convolutions,
+norms, scales): those are stored in one of the float types and run in float32. What a scheme has no form for, it does
+not take. Bytes are those of the tensors that go to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .bnb import BnbInt8Linear, Nf4Linear
+from .embeddings import Bf16Embedding, Fp16Embedding, Int8Embedding
+from .linears import Bf16Linear, Fp16Linear, Int8Linear, WeightInt8Linear, expect, half_of
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to keep a module.
+
+    Attributes:
+        linear, embedding: the packed module that takes the place of an nn.Linear or nn.Embedding; None for none.
+        plain: the type in which tensors are stored when the module itself stays; None where it cannot stay.
+        devices: where it runs.
+    """
+
+    name: str
+    about: str
+    linear: type[nn.Module] | None = None
+    embedding: type[nn.Module] | None = None
+    plain: torch.dtype | None = None
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    def form(self, module: nn.Module) -> type[nn.Module] | None:
+        """The packed module for this one, or None."""
+        if isinstance(module, nn.Linear):
+            return self.linear
+        if isinstance(module, nn.Embedding):
+            return self.embedding
+        return None
+
+    def takes(self, module: nn.Module) -> bool:
+        """Whether this scheme can keep the module."""
+        if isinstance(module, nn.Linear | nn.Embedding) and self.plain != torch.float32:
+            return self.form(module) is not None
+        return self.plain is not None
+
+
+SCHEMES: dict[str, Scheme] = {
+    scheme.name: scheme
+    for scheme in (
+        Scheme("fp32", "float32, as it is", plain=torch.float32),
+        Scheme("bf16", "bfloat16 weights and inputs", Bf16Linear, Bf16Embedding, torch.bfloat16),
+        Scheme("fp16", "float16 weights, float32 sums", Fp16Linear, Fp16Embedding, torch.float16),
+        Scheme("int8", "torch.ao dynamic int8, a scale a row", Int8Linear, Int8Embedding, devices=("cpu",)),
+        Scheme("int8-weight", "int8 weights, bfloat16 inputs", WeightInt8Linear, Int8Embedding, devices=("cpu",)),
+        Scheme("bnb-int8", "bitsandbytes LLM.int8()", BnbInt8Linear),
+        Scheme("nf4", "bitsandbytes NF4, 64 weights a scale", Nf4Linear),
+    )
+}
+
+
+def scheme_named(name: str) -> Scheme:
+    """ValueError with the allowed names where there is no such scheme."""
+    if name not in SCHEMES:
+        raise ValueError(f"no such scheme: {name!r}; allowed: {', '.join(SCHEMES)}")
+    return SCHEMES[name]
+
+
+def owned(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters and persistent buffers that a module itself owns, without those of its children."""
+    yield from ((name, tensor) for name, tensor in module._parameters.items() if tensor is not None)
+    for name, tensor in module._buffers.items():
+        if tensor is not None and name not in module._non_persistent_buffers_set:
+            yield name, tensor
+
+
+def pack(module: nn.Module, scheme: str) -> nn.Module:
+    """The module in a scheme's form: a packed module, or the same one with its tensors rounded to the stored type.
+
+    Raises:
+        ValueError: the scheme cannot take the module, or the weights do not fit into it.
+    """
+    form = _form(module, scheme)
+    if form is not None:
+        return form.pack(module)
+    with torch.no_grad():
+        for name, tensor in to_tensors(module, scheme).items():
+            getattr(module, name).copy_(tensor)
+    return module
+
+
+def to_tensors(module: nn.Module, scheme: str) -> dict[str, Tensor]:
+    """What a float module is stored as under a scheme, contiguous and on the CPU; the module stays as it is.
+
+    Raises:
+        ValueError: as `pack`.
+    """
+    form = _form(module, scheme)
+    if form is not None:
+        tensors = form.pack(module).stored()
+    else:
+        plain = SCHEMES[scheme].plain
+        tensors = {name: half_of(t, plain) if t.is_floating_point() else t.detach() for name, t in owned(module)}
+    return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def from_tensors(like: nn.Module, scheme: str, tensors: dict[str, Tensor]) -> nn.Module:
+    """A module from what `to_tensors` gave. `like` is a module of the same shape, whose own weights may be on "meta".
+
+    Raises:
+        ValueError: the scheme cannot take the module.
+        ModelError: a tensor is missing, or has another shape or type.
+    """
+    form = _form(like, scheme)
+    if form is not None:
+        return form.restore(like, tensors)
+    plain = SCHEMES[scheme].plain
+    for name, old in list(owned(like)):
+        new = expect(tensors, name, tuple(old.shape), plain if old.is_floating_point() else old.dtype)
+        new = new.float() if new.is_floating_point() else new
+        if name in like._parameters:
+            like._parameters[name] = nn.Parameter(new, requires_grad=False)
+        else:
+            like._buffers[name] = new
+    return like
+
+
+def stored_bytes(module: nn.Module, scheme: str) -> int:
+    """Bytes on disk of a module under a scheme, without the file's header."""
+    return sum(tensor.nbytes for tensor in to_tensors(module, scheme).values())
+
+
+def _form(module: nn.Module, scheme: str) -> type[nn.Module] | None:
+    chosen = scheme_named(scheme)
+    if not chosen.takes(module):
+        can = ", ".join(name for name, other in SCHEMES.items() if other.takes(module))
+        raise ValueError(f"{scheme} cannot take a {type(module).__name__}; {can} can")
+    return chosen.form(module)
