@@ -1,0 +1,187 @@
+"""The process of one variant: `worker.py` starts it, gives it orders on standard input and reads its answers.
+
+Standard output carries answers and nothing else: whatever a library prints goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from .records import Clip, ModelError, Progress, SamplingSpec
+from .worker import ERRORS, Loaded, read_lines
+
+REPORT_EVERY_S = 0.03
+EXAMPLE = "a calm piano waltz"
+
+
+class Process:
+    """Takes orders from one stream, answers on another, and leaves the arrays of clips in `folder`."""
+
+    def __init__(self, orders, answers, folder: Path):
+        self._orders, self._answers, self._folder = orders, answers, folder
+        self._waiting: queue.Queue = queue.Queue()
+        self._writing = threading.Lock()
+        self._cancelled = 0
+        self._pipeline = None
+
+    def run(self) -> None:
+        """Carry out orders until the input ends."""
+        threading.Thread(target=read_lines, args=(self._orders, self._take), daemon=True).start()
+        import_everything()
+        touch_kernels()
+        from .measure.memory import PeakMemory
+
+        self._memory = PeakMemory()
+        actions = {"load": self._load, "generate": self._generate}
+        while True:
+            order = self._waiting.get()
+            try:
+                self._say(order, **actions[order["do"]](order))
+            except tuple(ERRORS.values()) as error:
+                kind = next(name for name, known in ERRORS.items() if isinstance(error, known))
+                self._say(order, error=kind, message=str(error))
+
+    def _take(self, order: dict | None) -> None:
+        """An order came in: a cancel counts at once, and the end of the input ends this process."""
+        if order is None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            os._exit(0)
+        if order["do"] == "load":
+            self._say(order, progress=asdict(Progress("loading", 0, 1, 0.0)))
+        if order["do"] != "cancel":
+            self._waiting.put(order)
+            return
+        self._cancelled = order["id"]
+        if self._pipeline is None:
+            self._say(order, error="Cancelled", message="stopped while the model was loading")
+
+    def _say(self, order: dict, **answer) -> None:
+        with self._writing:
+            self._answers.write(json.dumps({**answer, "id": order["id"]}).encode() + b"\n")
+            self._answers.flush()
+
+    def _load(self, order: dict) -> dict:
+        import torch
+
+        from .variants import load
+
+        start = time.perf_counter()
+        pipeline = load(order["model"])
+        load_s = time.perf_counter() - start
+        self._pipeline = pipeline
+        self._say(order, progress=asdict(Progress("loading", 1, 1, load_s)))
+        loaded = Loaded(
+            name=pipeline.name,
+            hash=pipeline.hash,
+            disk_bytes=pipeline.disk_bytes,
+            device=str(pipeline.device),
+            threads=torch.get_num_threads(),
+            load_s=load_s,
+        )
+        return {"loaded": asdict(loaded)}
+
+    def _generate(self, order: dict) -> dict:
+        if self._pipeline is None:
+            raise ModelError("no model is loaded; load one before generating")
+        check_known(order["prompt"], self._pipeline.unknown_words(order["prompt"]))
+        clip = self._pipeline.generate(
+            order["prompt"],
+            SamplingSpec(**order["spec"]),
+            on_progress=self._reporter(order),
+            should_stop=lambda: self._cancelled >= order["id"],
+        )
+        return {"clip": self._pack(clip, order["id"])}
+
+    def _reporter(self, order: dict) -> Callable[[Progress], None]:
+        """Sends on the first, the last and now and then a step between of every stage."""
+        last = {"stage": None, "at": 0.0}
+
+        def report(progress: Progress) -> None:
+            now = time.monotonic()
+            if (
+                progress.stage != last["stage"]
+                or progress.done == progress.total
+                or now - last["at"] >= REPORT_EVERY_S
+            ):
+                last.update(stage=progress.stage, at=now)
+                self._say(order, progress=asdict(progress))
+
+        return report
+
+    def _pack(self, clip: Clip, number: int) -> dict:
+        path = self._folder / f"clip-{number}.safetensors"
+        save_file({"audio": clip.audio, "codes": clip.codes}, path)
+        return {
+            "path": str(path),
+            "peak_memory_bytes": self._memory.peak_bytes(),
+            "sample_rate_hz": clip.sample_rate_hz,
+            "timing": asdict(clip.timing),
+            "prompt": clip.prompt,
+            "sampling": clip.sampling.as_dict(),
+            "model": clip.model,
+            "model_hash": clip.model_hash,
+        }
+
+
+def check_known(prompt: str, unknown: Sequence[str]) -> None:
+    """Refuse a prompt, of emoji say, in which nothing is left once the model's unknown words are taken out.
+
+    Raises:
+        ValueError: the model knows no word of it.
+    """
+    rest = prompt
+    for word in sorted(unknown, key=len, reverse=True):
+        rest = rest.replace(word, " ")
+    if not any(character.isalnum() for character in rest):
+        raise ValueError(f"prompt {prompt!r} has no word that this model knows; try English ones, as in {EXAMPLE!r}")
+
+
+def import_everything() -> None:
+    """Import what any variant may need, so that none of it counts as a model's memory."""
+    from transformers import MusicgenForConditionalGeneration, PreTrainedTokenizerFast, T5EncoderModel  # noqa: F401
+
+    from . import variants  # noqa: F401
+    from .codec import encodec, spectral  # noqa: F401
+
+
+def touch_kernels() -> None:
+    """Run each kind of kernel once on next to nothing, so that library code paged in is no model's memory either."""
+    import torch
+    from torch.nn import functional
+
+    with torch.inference_mode():
+        rows, window = torch.ones(2, 1, 64), torch.ones(640)
+        product = torch.nn.Linear(64, 64)(rows).unsqueeze(1)
+        functional.scaled_dot_product_attention(product, product, product)
+        functional.gelu(functional.layer_norm(rows, (64,)))
+        torch.multinomial(torch.softmax(rows[:, 0], -1), 1, generator=torch.Generator())
+        torch.topk(rows, 4)
+        functional.conv1d(torch.ones(1, 8, 32), torch.ones(8, 1, 7), groups=8)
+        spectrum = torch.stft(torch.ones(1, 4000), 640, 160, window=window, return_complex=True)
+        torch.istft(spectrum, 640, 160, window=window)
+
+
+def main() -> None:
+    """Set the streams apart and serve."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    orders, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    Process(orders, answers, Path(sys.argv[1])).run()
+
+
+if __name__ == "__main__":
+    main()
