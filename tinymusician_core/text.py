@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from string import punctuation
 
 import torch
 from torch import Tensor, nn
 
 from .records import check_prompt
+
+_PUNCTUATION = " \n\t.,;:!?()[]\"'-–—…"
 
 
 class TextEncoder(nn.Module):
@@ -58,11 +59,11 @@ class TextEncoder(nn.Module):
         unknown = self.tokenizer.unk_token_id
         if unknown is None:
             return []
-        coded = self.tokenizer(check_prompt(prompt), add_special_tokens=False, return_offsets_mapping=True)
         text = check_prompt(prompt)
-        pieces = (
-            text[start:end].strip()
-            for token, (start, end) in zip(coded["input_ids"], coded["offset_mapping"], strict=True)
-            if token == unknown
-        )
-        return list(dict.fromkeys(piece for piece in pieces if piece.strip(punctuation)))
+        coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        found = {}
+        for token, (start, end) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
+            word = text[start:end].strip(_PUNCTUATION)
+            if token == unknown and word:
+                found.setdefault(word.lower(), word)
+        return list(found.values())
