@@ -1,7 +1,9 @@
 """Codec tokens with captions, on disk: what teachers and students are trained on.
 
-A folder holds, for each split, `{split}.safetensors` (`codes` int16 [K,F], all clips end to end; `offsets` int64 [n+1]) and
-`{split}.jsonl`, one record a clip: `captions`, `bars` (frames, from the clip's start, at which bars begin) and `facts`.
+A folder holds, for each split, `{split}.safetensors` (`codes` int16 [K,F], all clips end to end; `offsets`
+int64 [n+1]) and
+`{split}.jsonl`, one record a clip: `captions`, `bars` (frames, from the clip's start, at which bars begin) and
+`facts`.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ class TokenDataset:
         self.codes, self.offsets = stored["codes"], stored["offsets"]
         self.records = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
         if len(self.records) != len(self.offsets) - 1:
-            raise ValueError(f"{folder}: {len(self.records)} records but {len(self.offsets) - 1} clips of {split} tokens")
+            raise ValueError(
+                f"{folder}: {len(self.records)} records but {len(self.offsets) - 1} clips of {split} tokens"
+            )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -47,9 +51,12 @@ class TokenDataset:
         return self.codes[:, self.offsets[index] : self.offsets[index + 1]].long()
 
     def window(self, index: int, frames: int, rng: torch.Generator) -> Tensor:
-        """`frames` codes of a clip from a random bar on, int64 [K,frames]; a clip that ends sooner is filled with -1."""
+        """`frames` codes of a clip from a random bar on, int64 [K,frames]; a clip that ends sooner is filled
+        with -1."""
         codes = self.clip(index)
-        starts = [b for b in self.records[index]["bars"] if b + frames <= codes.shape[1]] or self.records[index]["bars"][:1]
+        starts = [b for b in self.records[index]["bars"] if b + frames <= codes.shape[1]] or self.records[index][
+            "bars"
+        ][:1]
         start = starts[int(torch.randint(len(starts), (), generator=rng))]
         part = codes[:, start : start + frames]
         return torch.nn.functional.pad(part, (0, frames - part.shape[1]), value=-1)

@@ -1,4 +1,5 @@
-"""The training loop that every stage shares: AdamW, warm-up and cosine decay over a budget, bf16, checkpoints, exact resume, a JSONL log."""
+"""The training loop that every stage shares: AdamW, warm-up and cosine decay over a budget, bf16, checkpoints,
+exact resume, a JSONL log."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """How long and how hard to train. The budget is counted over all resumed runs: `minutes` of training time, or `steps`."""
+    """How long and how hard to train. The budget is counted over all resumed runs: `minutes` of training time,
+    or `steps`."""
 
     learning_rate: float
     minutes: float | None = None
@@ -60,7 +62,8 @@ LossFunction = Callable[[torch.Generator, float], dict[str, Tensor]]
 class Trainer:
     """Trains `model` (any module whose parameters require gradients) inside `folder`.
 
-    The loss function gets a random generator and the fraction of the budget spent, and returns named scalars; "loss" is
+    The loss function gets a random generator and the fraction of the budget spent, and returns named scalars;
+    "loss" is
     minimised, the others are logged. Buffers of the model are part of the checkpoint.
     """
 
@@ -90,7 +93,11 @@ class Trainer:
         """Linear warm-up, then a cosine from the full rate to `final_fraction` of it."""
         s = self.settings
         cosine = 0.5 * (1 + math.cos(math.pi * self.fraction))
-        return s.learning_rate * min(1.0, (self.step + 1) / s.warm_up_steps) * (s.final_fraction + (1 - s.final_fraction) * cosine)
+        return (
+            s.learning_rate
+            * min(1.0, (self.step + 1) / s.warm_up_steps)
+            * (s.final_fraction + (1 - s.final_fraction) * cosine)
+        )
 
     def resume(self) -> bool:
         """Go on from the folder's checkpoint; False where there is none."""
@@ -108,9 +115,13 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint whole or not at all."""
         state = {
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": self.rng.get_state(),
-            "average": self.average, "step": self.step, "elapsed_s": self.elapsed_s,
-        }  # fmt: skip
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "average": self.average,
+            "step": self.step,
+            "elapsed_s": self.elapsed_s,
+        }
         partial = self.folder / f"{CHECKPOINT}.part"
         with partial.open("wb") as file:
             torch.save(state, file)
@@ -126,7 +137,9 @@ class Trainer:
         """One optimiser step."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        context = torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.settings.bf16 else nullcontext()
+        context = (
+            torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.settings.bf16 else nullcontext()
+        )
         with context:
             losses = loss(self.rng, self.fraction)
         self.optimizer.zero_grad(set_to_none=True)
@@ -159,7 +172,8 @@ class Trainer:
         on_progress: Callable[[TrainProgress], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """Train until the budget is spent or `should_stop` says so; a checkpoint is written at the end in either case."""
+        """Train until the budget is spent or `should_stop` says so; a checkpoint is written at the end in
+        either case."""
         began, base = time.monotonic(), self.elapsed_s
         saved = validated = began
         sums: dict[str, float] = {}
@@ -172,10 +186,16 @@ class Trainer:
             if self.step % self.settings.log_every == 0:
                 means = {k: v / self.settings.log_every for k, v in sums.items()}
                 sums = {}
-                self.log({"step": self.step, "elapsed_s": round(self.elapsed_s, 1), "lr": self.learning_rate(), **means})
+                self.log(
+                    {"step": self.step, "elapsed_s": round(self.elapsed_s, 1), "lr": self.learning_rate(), **means}
+                )
                 if on_progress:
                     spent = max(self.fraction, 1e-9)
-                    on_progress(TrainProgress(self.step, self.fraction, self.elapsed_s, self.elapsed_s * (1 - spent) / spent, means))
+                    on_progress(
+                        TrainProgress(
+                            self.step, self.fraction, self.elapsed_s, self.elapsed_s * (1 - spent) / spent, means
+                        )
+                    )
             if validate and now - validated > self.settings.validate_every_s:
                 self.log({"step": self.step, "elapsed_s": round(self.elapsed_s, 1), **validate()})
                 validated = time.monotonic()

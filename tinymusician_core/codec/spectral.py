@@ -1,8 +1,11 @@
 """The demo family's codec: log-magnitude spectrum -> four codes a frame -> complex spectrum -> wave.
 
-In the manner of Vocos (Siuzdak 2023, arXiv 2306.00814): ConvNeXt blocks on STFT frames and an inverse STFT instead of transposed
-convolutions. The first codebook holds the score (a probe on it must tell the notes, as Mimi's first codebook holds the words:
-Defossez et al. 2024, arXiv 2410.00037); the other three are a residual quantizer for everything else; both are added.
+In the manner of Vocos (Siuzdak 2023, arXiv 2306.00814): ConvNeXt blocks on STFT frames and an inverse STFT
+instead of transposed
+convolutions. The first codebook holds the score (a probe on it must tell the notes, as Mimi's first codebook
+holds the words:
+Defossez et al. 2024, arXiv 2410.00037); the other three are a residual quantizer for everything else; both are
+added.
 """
 
 from __future__ import annotations
@@ -48,7 +51,8 @@ class SpectralConfig:
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution over time, then a two-layer perceptron a frame, with a scaled residual. [B,T,D] -> [B,T,D]."""
+    """Depthwise convolution over time, then a two-layer perceptron a frame, with a scaled residual. [B,T,D] ->
+    [B,T,D]."""
 
     def __init__(self, dim: int, hidden: int, kernel: int) -> None:
         super().__init__()
@@ -64,7 +68,8 @@ class ConvNeXtBlock(nn.Module):
 
 
 class SpectralEncoder(nn.Module):
-    """Wave [B,1,N] -> score latent [B,T,score_dim] and sound latent [B,T,latent_dim]. Its view is about two frames either side,
+    """Wave [B,1,N] -> score latent [B,T,score_dim] and sound latent [B,T,latent_dim]. Its view is about two
+    frames either side,
     so that a note gives much the same codes whatever stands around it."""
 
     def __init__(self, config: SpectralConfig) -> None:
@@ -93,7 +98,8 @@ class SpectralEncoder(nn.Module):
 
 
 class SpectralDecoder(nn.Module):
-    """Codes -> wave: look the codes up, add them, spread each frame over `stride` hops, predict magnitude and phase, invert the STFT."""
+    """Codes -> wave: look the codes up, add them, spread each frame over `stride` hops, predict magnitude and
+    phase, invert the STFT."""
 
     def __init__(self, config: SpectralConfig) -> None:
         super().__init__()
@@ -101,7 +107,9 @@ class SpectralDecoder(nn.Module):
         dim = config.decoder_dim
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
         self.score_codebook = nn.Embedding(config.codebook_size, config.score_dim)
-        self.codebooks = nn.ModuleList(nn.Embedding(config.codebook_size, config.latent_dim) for _ in range(config.codebooks - 1))
+        self.codebooks = nn.ModuleList(
+            nn.Embedding(config.codebook_size, config.latent_dim) for _ in range(config.codebooks - 1)
+        )
         self.from_score = nn.Linear(config.score_dim, dim)
         self.from_latent = nn.Linear(config.latent_dim, dim)
         self.frame_block = ConvNeXtBlock(dim, 2 * dim, 3)
@@ -128,12 +136,15 @@ class SpectralDecoder(nn.Module):
         magnitude = self.magnitude(x).float().clamp(max=MAX_LOG_MAGNITUDE).exp()
         spectrum = torch.polar(magnitude, self.phase(x).float()).transpose(1, 2)
         spectrum = torch.cat([spectrum, spectrum[..., -1:]], dim=-1)
-        wave = torch.istft(spectrum, c.n_fft, c.hop, window=self.window, center=True, length=score.shape[1] * c.samples_per_frame)
+        wave = torch.istft(
+            spectrum, c.n_fft, c.hop, window=self.window, center=True, length=score.shape[1] * c.samples_per_frame
+        )
         return wave[:, None]
 
 
 class SpectralCodec(nn.Module):
-    """The whole codec. Only the decoder is needed to generate; the encoder is read from its own file when first used."""
+    """The whole codec. Only the decoder is needed to generate; the encoder is read from its own file when
+    first used."""
 
     channels = 1
 
@@ -166,7 +177,9 @@ class SpectralCodec(nn.Module):
         folder = Path(folder)
         record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if record.pop("model_type", None) != MODEL_TYPE:
-            raise ValueError(f"{folder} holds no spectral codec (its config.json does not say model_type {MODEL_TYPE!r})")
+            raise ValueError(
+                f"{folder} holds no spectral codec (its config.json does not say model_type {MODEL_TYPE!r})"
+            )
         codec = cls(SpectralConfig(**record), folder / "encoder.safetensors")
         codec.decoder.load_state_dict({k: v.float() for k, v in load_file(folder / "decoder.safetensors").items()})
         return codec.eval()
@@ -175,17 +188,25 @@ class SpectralCodec(nn.Module):
         """Write the folder that `from_folder` reads; the encoder too, where one is given."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"model_type": MODEL_TYPE, **asdict(self.config)}, indent=2) + "\n", encoding="utf-8")
-        save_file({k: v.half().contiguous() for k, v in self.decoder.state_dict().items()}, folder / "decoder.safetensors")
+        (folder / "config.json").write_text(
+            json.dumps({"model_type": MODEL_TYPE, **asdict(self.config)}, indent=2) + "\n", encoding="utf-8"
+        )
+        save_file(
+            {k: v.half().contiguous() for k, v in self.decoder.state_dict().items()}, folder / "decoder.safetensors"
+        )
         if encoder is not None:
-            save_file({k: v.half().contiguous() for k, v in encoder.state_dict().items()}, folder / "encoder.safetensors")
+            save_file(
+                {k: v.half().contiguous() for k, v in encoder.state_dict().items()}, folder / "encoder.safetensors"
+            )
 
     @property
     def encoder(self) -> SpectralEncoder:
         """The encoder, read on first use; FileNotFoundError where its file is not there."""
         if self._encoder is None:
             if self.encoder_file is None or not self.encoder_file.exists():
-                raise FileNotFoundError(f"this codec was saved without its encoder (no {self.encoder_file}); it can decode only")
+                raise FileNotFoundError(
+                    f"this codec was saved without its encoder (no {self.encoder_file}); it can decode only"
+                )
             encoder = SpectralEncoder(self.config)
             encoder.load_state_dict({k: v.float() for k, v in load_file(self.encoder_file).items()})
             self._encoder = encoder.eval()

@@ -14,14 +14,37 @@ def main() -> None:
         ("audio", "arrange and render them with FluidSynth"),
         ("codec", "train the spectral codec on the audio"),
         ("tokens", "encode the audio with the codec"),
+        ("teacher", "train the text encoder and the language model on the tokens"),
+        ("publish", "write codec, text encoder and teacher into assets"),
+        ("manifest", "write assets/MANIFEST.json"),
     ):
         stage = stages.add_parser(name, help=text)
-        stage.add_argument("--work", type=Path, required=True, help="the folder that holds everything the recipe makes")
+        if name != "manifest":
+            stage.add_argument(
+                "--work", type=Path, required=True, help="the folder that holds everything the recipe makes"
+            )
+        if name in ("publish", "manifest"):
+            stage.add_argument("--assets", type=Path, default=Path("assets"), help="default assets")
         if name == "audio":
-            stage.add_argument("--pieces", type=int, default=4000, help="how many pieces to render (default 4000, about a day of music)")
+            stage.add_argument(
+                "--pieces",
+                type=int,
+                default=4000,
+                help="how many pieces to render (default 4000, about a day of music)",
+            )
         if name == "codec":
-            stage.add_argument("--minutes", type=float, default=60, help="training time over all resumed runs (default 60)")
-        if name in ("codec", "tokens"):
+            stage.add_argument(
+                "--minutes", type=float, default=60, help="training time over all resumed runs (default 60)"
+            )
+        if name == "teacher":
+            stage.add_argument(
+                "--minutes", type=float, default=600, help="training time over all resumed runs (default 600)"
+            )
+            stage.add_argument(
+                "--window", type=float, default=10, help="seconds of music a training window (default 10)"
+            )
+            stage.add_argument("--batch", type=int, default=12, help="windows a step (default 12)")
+        if name in ("codec", "tokens", "teacher"):
             stage.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     args = parser.parse_args()
     if args.stage == "scores":
@@ -40,6 +63,18 @@ def main() -> None:
         from tinymusician_core.pretrain.encode import build_tokens
 
         build_tokens(args.work, args.device)
+    elif args.stage == "teacher":
+        from tinymusician_core.pretrain.teacher import train_teacher
+
+        train_teacher(args.work, args.minutes, args.window, args.batch, device=args.device)
+    elif args.stage == "publish":
+        from tinymusician_core.pretrain.publish import publish_teacher
+
+        publish_teacher(args.work, args.assets)
+    elif args.stage == "manifest":
+        from tinymusician_core.pretrain.publish import write_manifest
+
+        print(write_manifest(args.assets))
 
 
 if __name__ == "__main__":

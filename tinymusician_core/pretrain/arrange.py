@@ -1,6 +1,7 @@
 """Tune -> piece: an instrument, a tempo on the codec's frame grid, a key, an accompaniment.
 
-Every tempo puts a whole, even number of codec frames into a quarter note, so that notes begin where frames begin: the same
+Every tempo puts a whole, even number of codec frames into a quarter note, so that notes begin where frames
+begin: the same
 note then gives the same codes wherever it stands, which is what a small language model learns fastest.
 Times in a `Piece` are in codec frames.
 """
@@ -30,17 +31,31 @@ class Instrument:
 INSTRUMENTS = {
     i.name: i
     for i in (
-        Instrument("piano", 0, 57, 86), Instrument("guitar", 24, 50, 79), Instrument("harp", 46, 55, 84), Instrument("violin", 40, 57, 88),
-        Instrument("cello", 42, 40, 69), Instrument("flute", 73, 62, 91), Instrument("clarinet", 71, 55, 84), Instrument("trumpet", 56, 56, 82),
-        Instrument("organ", 19, 52, 82), Instrument("marimba", 12, 53, 84),
+        Instrument("piano", 0, 57, 86),
+        Instrument("guitar", 24, 50, 79),
+        Instrument("harp", 46, 55, 84),
+        Instrument("violin", 40, 57, 88),
+        Instrument("cello", 42, 40, 69),
+        Instrument("flute", 73, 62, 91),
+        Instrument("clarinet", 71, 55, 84),
+        Instrument("trumpet", 56, 56, 82),
+        Instrument("organ", 19, 52, 82),
+        Instrument("marimba", 12, 53, 84),
     )
-}  # fmt: skip
+}
 ACCOMPANISTS = {"piano": 0, "guitar": 24, "organ": 19}
 BASS_PROGRAM = 32
 FRAMES_PER_QUARTER = {
-    "reel": (8, 10, 10, 12, 16), "hornpipe": (10, 10, 12, 16), "strathspey": (12, 16, 20), "march": (10, 12, 16), "polka": (8, 10, 12),
-    "jig": (8, 8, 10, 12, 16), "slip jig": (8, 10, 12, 16), "waltz": (10, 12, 12, 16, 20), "air": (12, 16, 20),
-}  # fmt: skip
+    "reel": (8, 10, 10, 12, 16),
+    "hornpipe": (10, 10, 12, 16),
+    "strathspey": (12, 16, 20),
+    "march": (10, 12, 16),
+    "polka": (8, 10, 12),
+    "jig": (8, 8, 10, 12, 16),
+    "slip jig": (8, 10, 12, 16),
+    "waltz": (10, 12, 12, 16, 20),
+    "air": (12, 16, 20),
+}
 TEXTURES = (("solo", 60), ("chords", 22), ("band", 18))
 SCALE_TRIADS = {
     "major": ((0, "M", 0.35), (5, "M", 0.2), (7, "M", 0.25), (9, "m", 0.0), (2, "m", 0.0)),
@@ -105,7 +120,8 @@ def tempo_of(frames_per_quarter: int, compound: bool) -> tuple[str, int]:
 
 
 def in_eighths(tune: Tune) -> Tune:
-    """Rewrite a tune that moves in sixteenths (a reel in 2/4, say) so that it moves in eighths: every duration doubled."""
+    """Rewrite a tune that moves in sixteenths (a reel in 2/4, say) so that it moves in eighths: every duration
+    doubled."""
     lengths = sorted(n[1] for n in tune.notes)
     if lengths[len(lengths) // 2] > 0.26:
         return tune
@@ -115,21 +131,28 @@ def in_eighths(tune: Tune) -> Tune:
 
 
 def transposition(tune: Tune, instrument: Instrument, rng: random.Random) -> int:
-    """Semitones that bring the tune into the instrument's range, in a key that players like (at most three accidentals)."""
+    """Semitones that bring the tune into the instrument's range, in a key that players like (at most three
+    accidentals)."""
     friendly = {0, 2, 5, 7, 9, 10} if tune.mode == "major" else {0, 2, 4, 7, 9, 11}
     pitches = [n[2] for n in tune.notes]
     fits = [
-        s for s in range(-36, 37)
-        if (tune.tonic + s) % 12 in friendly and min(pitches) + s >= instrument.low and max(pitches) + s <= instrument.high
-    ]  # fmt: skip
+        s
+        for s in range(-36, 37)
+        if (tune.tonic + s) % 12 in friendly
+        and min(pitches) + s >= instrument.low
+        and max(pitches) + s <= instrument.high
+    ]
     if not fits:
         centre = (instrument.low + instrument.high) / 2 - (min(pitches) + max(pitches)) / 2
-        fits = sorted((s for s in range(-36, 37) if (tune.tonic + s) % 12 in friendly), key=lambda s: abs(s - centre))[:2]
+        fits = sorted((s for s in range(-36, 37) if (tune.tonic + s) % 12 in friendly), key=lambda s: abs(s - centre))[
+            :2
+        ]
     return rng.choice(fits)
 
 
 def harmonise(notes: list[Note], bars: list[tuple[int, int]], tonic: int, mode: str) -> list[tuple[int, str]]:
-    """The triad (root pitch class, quality) under each bar that shares most sounding time with the melody; tonic at both ends."""
+    """The triad (root pitch class, quality) under each bar that shares most sounding time with the melody;
+    tonic at both ends."""
     chords = []
     for index, (start, end) in enumerate(bars):
         weights = [0.0] * 12
@@ -137,7 +160,11 @@ def harmonise(notes: list[Note], bars: list[tuple[int, int]], tonic: int, mode: 
             weights[note.pitch % 12] += max(0, min(end, note.end) - max(start, note.start)) / (end - start)
         best = max(
             SCALE_TRIADS[mode],
-            key=lambda t: sum(weights[(tonic + t[0] + i) % 12] for i in TRIAD[t[1]]) + t[2] + (0.5 if t[0] == 0 and index in (0, len(bars) - 1) else 0),
+            key=lambda t: (
+                sum(weights[(tonic + t[0] + i) % 12] for i in TRIAD[t[1]])
+                + t[2]
+                + (0.5 if t[0] == 0 and index in (0, len(bars) - 1) else 0)
+            ),
         )
         chords.append(((tonic + best[0]) % 12, best[1]))
     return chords
@@ -151,9 +178,13 @@ def place(pitch_class: int, low: int) -> int:
 def beats_of(meter: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Where in a bar (quarters) the bass and the chord play."""
     return {
-        "3/4": ((0.0,), (1.0, 2.0)), "3/8": ((0.0,), (0.5, 1.0)), "2/4": ((0.0,), (1.0,)), "6/8": ((0.0, 1.5), (1.0, 2.5)),
-        "9/8": ((0.0, 1.5, 3.0), (1.0, 2.5, 4.0)), "12/8": ((0.0, 1.5, 3.0, 4.5), (1.0, 2.5, 4.0, 5.5)),
-    }.get(meter, ((0.0, 2.0), (1.0, 3.0)))  # fmt: skip
+        "3/4": ((0.0,), (1.0, 2.0)),
+        "3/8": ((0.0,), (0.5, 1.0)),
+        "2/4": ((0.0,), (1.0,)),
+        "6/8": ((0.0, 1.5), (1.0, 2.5)),
+        "9/8": ((0.0, 1.5, 3.0), (1.0, 2.5, 4.0)),
+        "12/8": ((0.0, 1.5, 3.0, 4.5), (1.0, 2.5, 4.0, 5.5)),
+    }.get(meter, ((0.0, 2.0), (1.0, 3.0)))
 
 
 def accompany(lead: list[Note], bars: list[tuple[int, int]], facts: Facts, fpq: int) -> list[Track]:
@@ -174,7 +205,11 @@ def accompany(lead: list[Note], bars: list[tuple[int, int]], facts: Facts, fpq: 
     program = ACCOMPANISTS[facts.accompanist]
     if facts.texture == "chords":
         return [Track(CHORDS, program, tuple(bass + chords))]
-    return [Track(CHORDS, program, tuple(chords)), Track(BASS, BASS_PROGRAM, tuple(bass)), Track(DRUMS, 0, tuple(drums))]
+    return [
+        Track(CHORDS, program, tuple(chords)),
+        Track(BASS, BASS_PROGRAM, tuple(bass)),
+        Track(DRUMS, 0, tuple(drums)),
+    ]
 
 
 def arrange(tune: Tune, seed: int) -> Piece | None:
@@ -201,6 +236,22 @@ def arrange(tune: Tune, seed: int) -> Piece | None:
     mean = sum(n.pitch for n in lead) / len(lead)
     middle = (instrument.low + instrument.high) / 2
     register = "high" if mean > middle + 4 else "low" if mean < middle - 4 else "middle"
-    facts = Facts(instrument.name, tune.style, tune.meter, tempo, bpm, (tune.tonic + shift) % 12, tune.mode, texture, accompanist, register)
-    tracks = [Track(LEAD, instrument.program, tuple(lead)), *accompany(lead, [(b, b + length) for b in bars], facts, fpq)]
-    return Piece(f"{tune.id}-{seed}", tune.id, tune.split, bars[-1] + length + FRAME_RATE_HZ, tuple(bars), tuple(tracks), facts)
+    facts = Facts(
+        instrument.name,
+        tune.style,
+        tune.meter,
+        tempo,
+        bpm,
+        (tune.tonic + shift) % 12,
+        tune.mode,
+        texture,
+        accompanist,
+        register,
+    )
+    tracks = [
+        Track(LEAD, instrument.program, tuple(lead)),
+        *accompany(lead, [(b, b + length) for b in bars], facts, fpq),
+    ]
+    return Piece(
+        f"{tune.id}-{seed}", tune.id, tune.split, bars[-1] + length + FRAME_RATE_HZ, tuple(bars), tuple(tracks), facts
+    )

@@ -9,7 +9,15 @@ from tinymusician_core.pretrain.arrange import Facts
 TONICS = ("c", "c sharp", "d", "e flat", "e", "f", "f sharp", "g", "a flat", "a", "b flat", "b")
 PLAYED_BY = {
     "piano": ("piano", "piano", "piano", "grand piano", "acoustic piano", "keyboard"),
-    "guitar": ("guitar", "guitar", "acoustic guitar", "nylon guitar", "classical guitar", "spanish guitar", "fingerpicked guitar"),
+    "guitar": (
+        "guitar",
+        "guitar",
+        "acoustic guitar",
+        "nylon guitar",
+        "classical guitar",
+        "spanish guitar",
+        "fingerpicked guitar",
+    ),
     "harp": ("harp", "harp", "celtic harp", "irish harp"),
     "violin": ("violin", "violin", "fiddle", "irish fiddle"),
     "cello": ("cello", "cello", "violoncello"),
@@ -20,29 +28,137 @@ PLAYED_BY = {
     "marimba": ("marimba", "marimba", "mallet percussion", "wooden marimba", "xylophone"),
 }
 TEMPO = {
-    "slow": ("slow", "slow", "slow", "calm", "calm", "gentle", "relaxed", "peaceful", "quiet", "soft", "tender", "unhurried", "soothing", "adagio"),
-    "moderate": ("moderate", "mid tempo", "medium", "walking", "steady", "easy", "flowing", "andante", "moderately fast"),
-    "fast": ("fast", "fast", "fast", "lively", "lively", "upbeat", "energetic", "quick", "brisk", "driving", "allegro", "spirited", "up tempo", "exciting"),
+    "slow": (
+        "slow",
+        "slow",
+        "slow",
+        "calm",
+        "calm",
+        "gentle",
+        "relaxed",
+        "peaceful",
+        "quiet",
+        "soft",
+        "tender",
+        "unhurried",
+        "soothing",
+        "adagio",
+    ),
+    "moderate": (
+        "moderate",
+        "mid tempo",
+        "medium",
+        "walking",
+        "steady",
+        "easy",
+        "flowing",
+        "andante",
+        "moderately fast",
+    ),
+    "fast": (
+        "fast",
+        "fast",
+        "fast",
+        "lively",
+        "lively",
+        "upbeat",
+        "energetic",
+        "quick",
+        "brisk",
+        "driving",
+        "allegro",
+        "spirited",
+        "up tempo",
+        "exciting",
+    ),
 }
 MOOD = {
-    ("slow", "major"): ("warm", "dreamy", "tranquil", "sweet", "serene", "nostalgic", "romantic", "lullaby like", "relaxing"),
-    ("slow", "minor"): ("sad", "melancholy", "wistful", "mournful", "sorrowful", "dark", "lonely", "haunting", "emotional"),
+    ("slow", "major"): (
+        "warm",
+        "dreamy",
+        "tranquil",
+        "sweet",
+        "serene",
+        "nostalgic",
+        "romantic",
+        "lullaby like",
+        "relaxing",
+    ),
+    ("slow", "minor"): (
+        "sad",
+        "melancholy",
+        "wistful",
+        "mournful",
+        "sorrowful",
+        "dark",
+        "lonely",
+        "haunting",
+        "emotional",
+    ),
     ("moderate", "major"): ("happy", "bright", "warm", "cheerful", "pleasant", "sunny", "friendly", "playful", "sweet"),
     ("moderate", "minor"): ("mysterious", "wistful", "moody", "serious", "dark", "pensive", "melancholy", "sad"),
-    ("fast", "major"): ("happy", "joyful", "cheerful", "bright", "merry", "festive", "playful", "fun", "uplifting", "dancing"),
+    ("fast", "major"): (
+        "happy",
+        "joyful",
+        "cheerful",
+        "bright",
+        "merry",
+        "festive",
+        "playful",
+        "fun",
+        "uplifting",
+        "dancing",
+    ),
     ("fast", "minor"): ("urgent", "dramatic", "fiery", "restless", "intense", "dark", "mysterious", "wild", "tense"),
 }
 KIND = {
-    "reel": ("reel", "reel", "irish reel", "celtic reel", "folk dance"), "hornpipe": ("hornpipe", "hornpipe", "sailor hornpipe", "folk dance"),
-    "strathspey": ("strathspey", "scottish dance", "highland fling"), "march": ("march", "march", "marching tune"), "polka": ("polka", "folk polka"),
-    "jig": ("jig", "jig", "irish jig", "celtic jig", "folk dance"), "slip jig": ("slip jig", "jig", "irish slip jig"),
-    "waltz": ("waltz", "waltz", "waltz", "dance in three"), "air": ("air", "air", "irish air", "song", "ballad", "folk song"),
-}  # fmt: skip
-GENERIC = ("tune", "melody", "piece", "folk tune", "song", "music", "theme", "traditional tune", "folk music", "celtic music", "irish music")
+    "reel": ("reel", "reel", "irish reel", "celtic reel", "folk dance"),
+    "hornpipe": ("hornpipe", "hornpipe", "sailor hornpipe", "folk dance"),
+    "strathspey": ("strathspey", "scottish dance", "highland fling"),
+    "march": ("march", "march", "marching tune"),
+    "polka": ("polka", "folk polka"),
+    "jig": ("jig", "jig", "irish jig", "celtic jig", "folk dance"),
+    "slip jig": ("slip jig", "jig", "irish slip jig"),
+    "waltz": ("waltz", "waltz", "waltz", "dance in three"),
+    "air": ("air", "air", "irish air", "song", "ballad", "folk song"),
+}
+GENERIC = (
+    "tune",
+    "melody",
+    "piece",
+    "folk tune",
+    "song",
+    "music",
+    "theme",
+    "traditional tune",
+    "folk music",
+    "celtic music",
+    "irish music",
+)
 SOLO = ("solo", "unaccompanied", "alone", "solo performance", "single instrument")
-CHORDS = ("with {a} chords", "with {a} accompaniment", "accompanied by {a}", "and {a}", "over {a} chords", "with {a}", "backed by {a}")
-BAND = ("with {a}, bass and drums", "with a band", "with bass and drums", "with a folk band", "with {a}, bass and light percussion", "and a rhythm section", "with drums")
-REGISTER = {"high": ("high", "in a high register", "high pitched"), "low": ("low", "in a low register", "deep"), "middle": ("in a middle register",)}
+CHORDS = (
+    "with {a} chords",
+    "with {a} accompaniment",
+    "accompanied by {a}",
+    "and {a}",
+    "over {a} chords",
+    "with {a}",
+    "backed by {a}",
+)
+BAND = (
+    "with {a}, bass and drums",
+    "with a band",
+    "with bass and drums",
+    "with a folk band",
+    "with {a}, bass and light percussion",
+    "and a rhythm section",
+    "with drums",
+)
+REGISTER = {
+    "high": ("high", "in a high register", "high pitched"),
+    "low": ("low", "in a low register", "deep"),
+    "middle": ("in a middle register",),
+}
 
 
 def article(word: str) -> str:
@@ -71,7 +187,9 @@ def caption(facts: Facts, rng: random.Random) -> str:
         text = f"{article(lead)} {lead}" if rng.random() < 0.6 else lead
     elif form < 0.8:
         lead = " ".join([*words, kind])
-        joint = rng.choice(("for", "on", "played on", "played by", "on the", "for solo" if facts.texture == "solo" else "for"))
+        joint = rng.choice(
+            ("for", "on", "played on", "played by", "on the", "for solo" if facts.texture == "solo" else "for")
+        )
         text = f"{article(lead)} {lead} {joint} {instrument}"
     else:
         lead = " ".join([*words, instrument])
@@ -83,12 +201,26 @@ def decorate(text: str, facts: Facts, rng: random.Random) -> str:
     """Add, now and then, texture, key, tempo in BPM, metre and register."""
     if facts.texture == "solo":
         if rng.random() < 0.3:
-            text = f"{rng.choice(SOLO[:2])} {text}" if rng.random() < 0.4 and not text.startswith(("a ", "an ")) else f"{text}, {rng.choice(SOLO)}"
+            text = (
+                f"{rng.choice(SOLO[:2])} {text}"
+                if rng.random() < 0.4 and not text.startswith(("a ", "an "))
+                else f"{text}, {rng.choice(SOLO)}"
+            )
     elif rng.random() < 0.85:
         text = f"{text} {rng.choice(CHORDS if facts.texture == 'chords' else BAND).format(a=facts.accompanist)}"
     extras = []
     if rng.random() < 0.4:
-        extras.append(rng.choice((f"in {key_name(facts)}", f"in the key of {key_name(facts)}", key_name(facts), f"in {facts.mode}", f"{facts.mode} key")))
+        extras.append(
+            rng.choice(
+                (
+                    f"in {key_name(facts)}",
+                    f"in the key of {key_name(facts)}",
+                    key_name(facts),
+                    f"in {facts.mode}",
+                    f"{facts.mode} key",
+                )
+            )
+        )
     if rng.random() < 0.2:
         bpm = round(facts.bpm * rng.uniform(0.9, 1.1))
         extras.append(rng.choice((f"at {bpm} bpm", f"{bpm} bpm", f"tempo {bpm}")))

@@ -1,4 +1,5 @@
-"""Train the spectral codec on the rendered pieces: magnitudes at four resolutions, and a score probe on the first codebook."""
+"""Train the spectral codec on the rendered pieces: magnitudes at four resolutions, and a score probe on the
+first codebook."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ FLOAT_STEPS = 250
 
 
 def score_targets(piece: Piece) -> np.ndarray:
-    """uint8 [frames, 2 * PITCHES + CHROMA]: the lead's sounding notes, its onsets, and the pitch classes of the accompaniment."""
+    """uint8 [frames, 2 * PITCHES + CHROMA]: the lead's sounding notes, its onsets, and the pitch classes of
+    the accompaniment."""
     roll = np.zeros((piece.frames, 2 * PITCHES + CHROMA), np.uint8)
     for track in piece.tracks:
         for note in track.notes:
@@ -36,7 +38,8 @@ def score_targets(piece: Piece) -> np.ndarray:
 
 @dataclass
 class CodecData:
-    """Audio int16 [N] and score targets uint8 [F, .] of many pieces end to end, with the first frame of each piece."""
+    """Audio int16 [N] and score targets uint8 [F, .] of many pieces end to end, with the first frame of each
+    piece."""
 
     audio: np.ndarray
     score: np.ndarray
@@ -67,16 +70,21 @@ class MelScales(nn.Module):
         from torchaudio.functional import melscale_fbanks
 
         for n_fft, mels in SCALES:
-            bank = melscale_fbanks(n_fft // 2 + 1, 20.0, sample_rate_hz / 2, mels, sample_rate_hz, norm="slaney", mel_scale="slaney")
+            bank = melscale_fbanks(
+                n_fft // 2 + 1, 20.0, sample_rate_hz / 2, mels, sample_rate_hz, norm="slaney", mel_scale="slaney"
+            )
             self.register_buffer(f"bank{n_fft}", bank, persistent=False)
             self.register_buffer(f"window{n_fft}", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Waves [B,1,N] -> (mean L1 of natural-log mel magnitudes, mean spectral convergence of linear magnitudes)."""
+        """Waves [B,1,N] -> (mean L1 of natural-log mel magnitudes, mean spectral convergence of linear
+        magnitudes)."""
         logs, linear = [], []
         for n_fft, _ in SCALES:
             window, bank = getattr(self, f"window{n_fft}"), getattr(self, f"bank{n_fft}")
-            both = torch.stft(torch.cat([made, real])[:, 0].float(), n_fft, n_fft // 4, window=window, return_complex=True)
+            both = torch.stft(
+                torch.cat([made, real])[:, 0].float(), n_fft, n_fft // 4, window=window, return_complex=True
+            )
             magnitude = (both.real**2 + both.imag**2).clamp_min(1e-10).sqrt()
             a, b = (magnitude.transpose(1, 2).float() @ bank).chunk(2)
             logs.append((a.clamp_min(1e-4).log() - b.clamp_min(1e-4).log()).abs().mean())
@@ -116,7 +124,8 @@ class CodecTraining(nn.Module):
         return score, latent + (total - latent).detach(), commit
 
     def forward(self, audio: Tensor, target: Tensor, rng: torch.Generator | None) -> dict[str, Tensor]:
-        """Audio [B,1,N], score targets [B,T,.] -> losses. The sound never steers the score codes: they are detached for it."""
+        """Audio [B,1,N], score targets [B,T,.] -> losses. The sound never steers the score codes: they are
+        detached for it."""
         score, latent = (x.float() for x in self.encoder(audio))
         commit = torch.zeros(())
         if self.steps >= FLOAT_STEPS:
@@ -128,8 +137,14 @@ class CodecTraining(nn.Module):
         notes = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum(-1).mean()
         made = self.decoder(score.detach(), latent)
         mel, convergence = self.scales(made, audio)
-        return {"loss": mel + 0.5 * convergence + 0.1 * commit + 0.2 * notes, "mel": mel, "convergence": convergence, "notes": notes, "commit": commit,
-                "f1": note_f1(logits[..., :PITCHES], target[..., :PITCHES])}  # fmt: skip
+        return {
+            "loss": mel + 0.5 * convergence + 0.1 * commit + 0.2 * notes,
+            "mel": mel,
+            "convergence": convergence,
+            "notes": notes,
+            "commit": commit,
+            "f1": note_f1(logits[..., :PITCHES], target[..., :PITCHES]),
+        }
 
 
 def note_f1(logits: Tensor, target: Tensor) -> Tensor:
@@ -143,7 +158,15 @@ def train_codec(work: Path, minutes: float, pieces: int = 600, device: str = "cp
     config = SpectralConfig()
     torch.manual_seed(0)
     model = CodecTraining(config)
-    settings = TrainSettings(learning_rate=2e-3, minutes=minutes, warm_up_steps=100, clip_norm=2.0, betas=(0.8, 0.98), log_every=25, validate_every_s=240)
+    settings = TrainSettings(
+        learning_rate=2e-3,
+        minutes=minutes,
+        warm_up_steps=100,
+        clip_norm=2.0,
+        betas=(0.8, 0.98),
+        log_every=25,
+        validate_every_s=240,
+    )
     trainer = Trainer(model, settings, work / "codec", device)
     trainer.resume()
     train, held_out = CodecData.read(work, "train", pieces), CodecData.read(work, "validation", 40)
@@ -165,7 +188,15 @@ def train_codec(work: Path, minutes: float, pieces: int = 600, device: str = "cp
         audio, target = held_out.batch(torch.Generator().manual_seed(1), 32, 100)
         return {f"validation_{k}": float(v) for k, v in model(audio.to(device), target.to(device), None).items()}
 
-    trainer.run(loss, validate, lambda p: print(f"codec: step {p.step}, {p.fraction:.0%}, {p.eta_s:.0f} s to go, " + ", ".join(f"{k} {v:.3f}" for k, v in p.losses.items()), flush=True))
+    trainer.run(
+        loss,
+        validate,
+        lambda p: print(
+            f"codec: step {p.step}, {p.fraction:.0%}, {p.eta_s:.0f} s to go, "
+            + ", ".join(f"{k} {v:.3f}" for k, v in p.losses.items()),
+            flush=True,
+        ),
+    )
     codec = SpectralCodec(config)
     codec.decoder = model.decoder
     codec.save(work / "codec" / "model", model.encoder)

@@ -27,9 +27,19 @@ def build_tokens(work: Path, device: str = "cpu") -> None:
         for piece in chosen:
             audio = torch.from_numpy(read_audio(work, piece))[None, None].to(device)
             clips.append(codec.encode(audio)[0].cpu())
-            records.append({"id": piece.id, "captions": captions(piece.facts, piece.id), "bars": list(piece.bars), "facts": asdict(piece.facts)})
+            records.append(
+                {
+                    "id": piece.id,
+                    "captions": captions(piece.facts, piece.id),
+                    "bars": list(piece.bars),
+                    "facts": asdict(piece.facts),
+                }
+            )
             done += 1
             if done % 100 == 0:
                 spent = time.monotonic() - began
-                print(f"tokens: {done}/{len(pieces)} pieces, {spent / done * (len(pieces) - done):.0f} s to go", flush=True)
+                print(
+                    f"tokens: {done}/{len(pieces)} pieces, {spent / done * (len(pieces) - done):.0f} s to go",
+                    flush=True,
+                )
         write_tokens(work / "tokens", split, clips, records)

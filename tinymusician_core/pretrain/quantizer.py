@@ -1,6 +1,8 @@
-"""Vector quantization for training: codebooks that follow the data by moving averages, started by k-means, dead entries revived.
+"""Vector quantization for training: codebooks that follow the data by moving averages, started by k-means,
+dead entries revived.
 
-van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1; k-means start and revival as in SoundStream (arXiv 2107.03312).
+van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1; k-means start and revival as in SoundStream (arXiv
+2107.03312).
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class MovingCodebook(nn.Module):
         self.sums.copy_(centres * self.counts[:, None])
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B,T,D] -> (chosen rows with a straight-through gradient, indices [B,T], commitment loss). A generator means: learn."""
+        """x [B,T,D] -> (chosen rows with a straight-through gradient, indices [B,T], commitment loss). A
+        generator means: learn."""
         choice = nearest(x.detach(), self.table.weight)
         rows = self.table.weight[choice]
         if generator is not None:

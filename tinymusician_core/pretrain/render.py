@@ -23,7 +23,11 @@ from tinymusician_core.pretrain.scores import read_scores
 SAMPLE_RATE_HZ = 32000
 SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FRAME_RATE_HZ
 FRAME_MS = 1000 // FRAME_RATE_HZ
-SOUNDFONTS = ("/usr/share/sounds/sf3/MuseScore_General_Full.sf3", "/usr/share/sounds/sf3/MuseScore_General.sf3", "/usr/share/sounds/sf2/MuseScore_General.sf2")
+SOUNDFONTS = (
+    "/usr/share/sounds/sf3/MuseScore_General_Full.sf3",
+    "/usr/share/sounds/sf3/MuseScore_General.sf3",
+    "/usr/share/sounds/sf2/MuseScore_General.sf2",
+)
 LEVEL_RMS, PEAK = 0.1, 0.95
 RELEASE_MS, GAP_MS, BATCH = 20, 1000, 24
 ARRANGEMENTS = {"waltz": 4}
@@ -32,11 +36,15 @@ ARRANGEMENTS = {"waltz": 4}
 def find_soundfont() -> Path:
     """The soundfont; FileNotFoundError says which Debian packages bring it and FluidSynth."""
     if shutil.which("fluidsynth") is None:
-        raise FileNotFoundError("fluidsynth is not installed; on Debian: apt-get install fluidsynth musescore-general-soundfont")
+        raise FileNotFoundError(
+            "fluidsynth is not installed; on Debian: apt-get install fluidsynth musescore-general-soundfont"
+        )
     for path in map(Path, SOUNDFONTS):
         if path.exists():
             return path
-    raise FileNotFoundError(f"no soundfont at any of {', '.join(SOUNDFONTS)}; on Debian: apt-get install musescore-general-soundfont")
+    raise FileNotFoundError(
+        f"no soundfont at any of {', '.join(SOUNDFONTS)}; on Debian: apt-get install musescore-general-soundfont"
+    )
 
 
 def events_of(piece: Piece, offset_ms: int) -> list[tuple[int, int, list]]:
@@ -88,14 +96,34 @@ def level(audio: np.ndarray) -> np.ndarray:
 
 
 def render_batch(pieces: list[Piece], folder: Path) -> None:
-    """Render pieces and write `folder/<id>.flac` for each; a call that takes longer than real time / 4 is killed."""
+    """Render pieces and write `folder/<id>.flac` for each; a call that takes longer than real time / 4 is
+    killed."""
     import soundfile
 
     seconds = sum(p.frames for p in pieces) / FRAME_RATE_HZ + len(pieces) * GAP_MS / 1000
     with tempfile.TemporaryDirectory() as scratch:
         midi, raw = Path(scratch) / "batch.mid", Path(scratch) / "batch.raw"
         starts = write_midi(pieces, midi)
-        command = ["fluidsynth", "-niq", "-R", "0", "-C", "0", "-g", "0.5", "-r", str(SAMPLE_RATE_HZ), "-O", "s16", "-T", "raw", "-F", str(raw), str(find_soundfont()), str(midi)]
+        command = [
+            "fluidsynth",
+            "-niq",
+            "-R",
+            "0",
+            "-C",
+            "0",
+            "-g",
+            "0.5",
+            "-r",
+            str(SAMPLE_RATE_HZ),
+            "-O",
+            "s16",
+            "-T",
+            "raw",
+            "-F",
+            str(raw),
+            str(find_soundfont()),
+            str(midi),
+        ]
         subprocess.run(command, check=True, capture_output=True, timeout=30 + seconds / 4)
         audio = np.fromfile(raw, dtype="<i2").reshape(-1, 2).astype(np.float32).mean(1) / 32768
     for piece, start in zip(pieces, starts, strict=True):
@@ -107,7 +135,8 @@ def render_batch(pieces: list[Piece], folder: Path) -> None:
 
 
 def plan_pieces(work: Path, limit: int) -> list[Piece]:
-    """The first `limit` pieces in an order that a seed fixes; waltzes, which the corpora are short of, in several arrangements."""
+    """The first `limit` pieces in an order that a seed fixes; waltzes, which the corpora are short of, in
+    several arrangements."""
     jobs = [(tune, n) for tune in read_scores(work / "scores.jsonl") for n in range(ARRANGEMENTS.get(tune.style, 1))]
     random.Random(0).shuffle(jobs)
     pieces = (arrange(tune, n) for tune, n in jobs[:limit])
@@ -127,7 +156,11 @@ def build_audio(work: Path, limit: int, processes: int = 2) -> None:
         for done, job in enumerate(waiting, 1):
             job.get()
             spent = time.monotonic() - began
-            print(f"audio: {done}/{len(batches)} batches, {spent:.0f} s, {spent / done * (len(batches) - done):.0f} s to go", flush=True)
+            print(
+                f"audio: {done}/{len(batches)} batches, {spent:.0f} s, "
+                f"{spent / done * (len(batches) - done):.0f} s to go",
+                flush=True,
+            )
     partial = work / "pieces.part"
     partial.write_text("".join(json.dumps(asdict(p)) + "\n" for p in pieces), encoding="utf-8")
     partial.replace(work / "pieces.jsonl")
@@ -139,7 +172,9 @@ def read_pieces(work: Path) -> list[Piece]:
     for line in (work / "pieces.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         tracks = tuple(Track(t["role"], t["program"], tuple(Note(**n) for n in t["notes"])) for t in record["tracks"])
-        pieces.append(Piece(**{**record, "bars": tuple(record["bars"]), "tracks": tracks, "facts": Facts(**record["facts"])}))
+        pieces.append(
+            Piece(**{**record, "bars": tuple(record["bars"]), "tracks": tracks, "facts": Facts(**record["facts"])})
+        )
     return pieces
 
 

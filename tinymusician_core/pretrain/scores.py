@@ -1,6 +1,7 @@
 """Public-domain dance tunes of the music21 corpus -> one JSON record a tune.
 
-Corpora: Ryan's Mammoth Collection (1883), O'Neill's Music of Ireland (1903, the 1850 tunes) and Aird's Airs (1782 on).
+Corpora: Ryan's Mammoth Collection (1883), O'Neill's Music of Ireland (1903, the 1850 tunes) and Aird's Airs
+(1782 on).
 The Essen folk songs are left out: their encoding is cleared for non-commercial use only.
 """
 
@@ -20,9 +21,19 @@ CORPORA = {
     "airdsAirs": "Aird's Airs (1782-1801)",
 }
 STYLES = {
-    "slip jig": "slip jig", "slipjig": "slip jig", "jig": "jig", "reel": "reel", "hornpipe": "hornpipe", "clog": "hornpipe",
-    "strathspey": "strathspey", "fling": "strathspey", "waltz": "waltz", "march": "march", "quickstep": "march",
-    "polka": "polka", "walk": "reel",
+    "slip jig": "slip jig",
+    "slipjig": "slip jig",
+    "jig": "jig",
+    "reel": "reel",
+    "hornpipe": "hornpipe",
+    "clog": "hornpipe",
+    "strathspey": "strathspey",
+    "fling": "strathspey",
+    "waltz": "waltz",
+    "march": "march",
+    "quickstep": "march",
+    "polka": "polka",
+    "walk": "reel",
 }
 COMMON = ("2/4", "4/4", "2/2")
 DANCED_IN = {"jig": ("6/8", "12/8"), "slip jig": ("9/8",), "waltz": ("3/4", "3/8")}
@@ -32,7 +43,8 @@ MIN_NOTES, MIN_BARS = 24, 6
 
 @dataclass(frozen=True)
 class Tune:
-    """A single-line tune. Times are in quarter notes; `notes` holds (onset, duration, MIDI pitch); `bars` the starts of its whole bars."""
+    """A single-line tune. Times are in quarter notes; `notes` holds (onset, duration, MIDI pitch); `bars` the
+    starts of its whole bars."""
 
     id: str
     corpus: str
@@ -79,7 +91,12 @@ def parse_tune(score, corpus: str, number: int, source: str, rhythm: str = "") -
         if not isinstance(element, m21note.Note) or element.quarterLength <= 0:
             continue
         onset, length = float(element.offset), float(element.quarterLength)
-        if notes and element.tie is not None and element.tie.type in ("stop", "continue") and notes[-1][2] == element.pitch.midi:
+        if (
+            notes
+            and element.tie is not None
+            and element.tie.type in ("stop", "continue")
+            and notes[-1][2] == element.pitch.midi
+        ):
             notes[-1] = (notes[-1][0], onset + length - notes[-1][0], notes[-1][2])
         else:
             notes.append((round(onset, 4), round(length, 4), int(element.pitch.midi)))
@@ -91,7 +108,18 @@ def parse_tune(score, corpus: str, number: int, source: str, rhythm: str = "") -
     title = (score.metadata.title if score.metadata else None) or source
     key = flat.analyze("key")
     digest = hashlib.sha256(json.dumps([corpus, title, number, notes]).encode()).hexdigest()[:12]
-    return Tune(digest, corpus, title, style_of(f"{title} {source}", rhythm, meter), meter, bar, int(key.tonic.pitchClass), key.mode, tuple(notes), tuple(bars))
+    return Tune(
+        digest,
+        corpus,
+        title,
+        style_of(f"{title} {source}", rhythm, meter),
+        meter,
+        bar,
+        int(key.tonic.pitchClass),
+        key.mode,
+        tuple(notes),
+        tuple(bars),
+    )
 
 
 def parse_file(path: Path) -> list[Tune]:
@@ -106,7 +134,15 @@ def parse_file(path: Path) -> list[Tune]:
         try:
             score = converter.parseData(text, format="abc")
             tune = parse_tune(score, corpus, number, path.stem, rhythm.group(1) if rhythm else "")
-        except (Music21Exception, ValueError, AttributeError, IndexError, KeyError, TypeError, ZeroDivisionError) as error:
+        except (
+            Music21Exception,
+            ValueError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            TypeError,
+            ZeroDivisionError,
+        ) as error:
             print(f"skipped {path.name} #{number}: {type(error).__name__}: {error}")
             continue
         if tune is not None:

@@ -1,4 +1,5 @@
-"""Train the teacher: MusicGen's decoder on delayed codec tokens (Copet et al. 2023, arXiv 2306.05284) with a small T5 encoder beside it."""
+"""Train the teacher: MusicGen's decoder on delayed codec tokens (Copet et al. 2023, arXiv 2306.05284) with a
+small T5 encoder beside it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Sizes of the language model and the text encoder, and how they are trained. `codebook_weights` favours the score codebook."""
+    """Sizes of the language model and the text encoder, and how they are trained. `codebook_weights` favours
+    the score codebook."""
 
     width: int = 256
     layers: int = 8
@@ -38,17 +40,38 @@ class TeacherConfig:
     def decoder_config(self) -> MusicgenDecoderConfig:
         """MusicGen's decoder configuration of this size; the start token is the one after the last code."""
         return MusicgenDecoderConfig(
-            vocab_size=self.codebook_size, num_codebooks=self.codebooks, hidden_size=self.width, num_hidden_layers=self.layers,
-            num_attention_heads=self.heads, ffn_dim=self.ffn, dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, layerdrop=0.0,
-            pad_token_id=self.codebook_size, bos_token_id=self.codebook_size, eos_token_id=None, max_position_embeddings=2048, audio_channels=1,
+            vocab_size=self.codebook_size,
+            num_codebooks=self.codebooks,
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            ffn_dim=self.ffn,
+            dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            layerdrop=0.0,
+            pad_token_id=self.codebook_size,
+            bos_token_id=self.codebook_size,
+            eos_token_id=None,
+            max_position_embeddings=2048,
+            audio_channels=1,
             tie_word_embeddings=False,
-        )  # fmt: skip
+        )
 
     def text_config(self, vocabulary: int) -> T5Config:
         return T5Config(
-            vocab_size=vocabulary, d_model=self.text_width, d_kv=32, d_ff=2 * self.text_width, num_layers=self.text_layers, num_heads=4,
-            dropout_rate=0.0, feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1, tie_word_embeddings=False,
-        )  # fmt: skip
+            vocab_size=vocabulary,
+            d_model=self.text_width,
+            d_kv=32,
+            d_ff=2 * self.text_width,
+            num_layers=self.text_layers,
+            num_heads=4,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=0,
+            eos_token_id=1,
+            tie_word_embeddings=False,
+        )
 
 
 class TeacherTraining(nn.Module):
@@ -63,9 +86,11 @@ class TeacherTraining(nn.Module):
         self.delays = pattern(config.codebooks)
 
     def text_states(self, captions: list[str], rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Captions -> states [B,S,D] and mask [B,S]; with a generator, words and whole captions are dropped at random.
+        """Captions -> states [B,S,D] and mask [B,S]; with a generator, words and whole captions are dropped at
+        random.
 
-        A dropped caption is all zeros behind an open mask, which attends to nothing, as the unconditional half of guidance does.
+        A dropped caption is all zeros behind an open mask, which attends to nothing, as the unconditional half
+        of guidance does.
         """
         batch = self.tokenizer(captions, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         tokens, mask = batch["input_ids"], batch["attention_mask"]
@@ -81,7 +106,8 @@ class TeacherTraining(nn.Module):
         return states, mask.masked_fill(~kept[:, None], 1)
 
     def forward(self, codes: Tensor, captions: list[str], rng: torch.Generator | None) -> dict[str, Tensor]:
-        """Codes [B,K,T] (-1 where a clip has ended) and captions -> mean cross-entropy, and that of each codebook, in nats."""
+        """Codes [B,K,T] (-1 where a clip has ended) and captions -> mean cross-entropy, and that of each
+        codebook, in nats."""
         states, mask = self.text_states(captions, rng)
         start = self.config.codebook_size
         codes = codes.to(states.device)
@@ -89,7 +115,9 @@ class TeacherTraining(nn.Module):
         target = delayed.masked_fill(~valid | (delayed < 0), IGNORED)
         tokens = delayed.masked_fill(delayed < 0, start)
         tokens = F.pad(tokens, (1, 0), value=start)[..., :-1]
-        hidden = self.decoder.model(input_ids=tokens.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask).last_hidden_state
+        hidden = self.decoder.model(
+            input_ids=tokens.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask
+        ).last_hidden_state
         losses = [
             F.cross_entropy(head(hidden).float().flatten(0, 1), target[:, k].flatten(), ignore_index=IGNORED)
             for k, head in enumerate(self.decoder.lm_heads)
@@ -99,13 +127,28 @@ class TeacherTraining(nn.Module):
         return {"loss": loss, "ce": torch.stack(losses).mean(), **{f"ce{k}": x for k, x in enumerate(losses)}}
 
 
-def train_teacher(work: Path, minutes: float, window_s: float = 10.0, batch: int = 12, learning_rate: float = 1.5e-3, device: str = "cpu") -> None:
+def train_teacher(
+    work: Path,
+    minutes: float,
+    window_s: float = 10.0,
+    batch: int = 12,
+    learning_rate: float = 1.5e-3,
+    device: str = "cpu",
+) -> None:
     """Train (or go on training) in `work/teacher` on `work/tokens`."""
     train, held_out = TokenDataset(work / "tokens", "train"), TokenDataset(work / "tokens", "validation")
     tokenizer = build_tokenizer(c for r in train.records for c in r["captions"])
     torch.manual_seed(0)
     model = TeacherTraining(TeacherConfig(), tokenizer)
-    settings = TrainSettings(learning_rate=learning_rate, minutes=minutes, warm_up_steps=200, weight_decay=0.05, betas=(0.9, 0.95), ema=0.998, log_every=25)
+    settings = TrainSettings(
+        learning_rate=learning_rate,
+        minutes=minutes,
+        warm_up_steps=200,
+        weight_decay=0.05,
+        betas=(0.9, 0.95),
+        ema=0.998,
+        log_every=25,
+    )
     trainer = Trainer(model, settings, work / "teacher", device)
     trainer.resume()
     tokenizer.save_pretrained(work / "teacher" / "tokenizer")
@@ -122,4 +165,12 @@ def train_teacher(work: Path, minutes: float, window_s: float = 10.0, batch: int
         parts = [model(*held_out.batch(rng, 16, frames), None) for _ in range(3)]
         return {f"validation_{k}": sum(float(p[k]) for p in parts) / len(parts) for k in parts[0]}
 
-    trainer.run(loss, validate, lambda p: print(f"teacher: step {p.step}, {p.fraction:.0%}, {p.eta_s:.0f} s to go, " + ", ".join(f"{k} {v:.3f}" for k, v in p.losses.items()), flush=True))
+    trainer.run(
+        loss,
+        validate,
+        lambda p: print(
+            f"teacher: step {p.step}, {p.fraction:.0%}, {p.eta_s:.0f} s to go, "
+            + ", ".join(f"{k} {v:.3f}" for k, v in p.losses.items()),
+            flush=True,
+        ),
+    )

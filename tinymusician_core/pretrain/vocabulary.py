@@ -12,7 +12,8 @@ MAX_TOKENS = 64
 
 
 def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer that knows every word of the captions; punctuation is dropped, sharps and flats are words."""
+    """A word-level tokenizer that knows every word of the captions; punctuation is dropped, sharps and flats
+    are words."""
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers, processors
     from tokenizers.models import WordLevel
 
@@ -34,4 +35,6 @@ def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, model_max_length=MAX_TOKENS)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, unk_token=UNKNOWN, model_max_length=MAX_TOKENS
+    )

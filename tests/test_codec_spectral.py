@@ -1,0 +1,71 @@
+import pytest
+import torch
+
+from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig, SpectralEncoder, nearest
+
+SMALL = SpectralConfig(
+    codebook_size=16, score_dim=4, latent_dim=6, encoder_dim=16, encoder_blocks=1, decoder_dim=16, decoder_blocks=1
+)
+
+
+@pytest.fixture
+def codec(tmp_path):
+    torch.manual_seed(0)
+    made = SpectralCodec(SMALL)
+    made.save(tmp_path, SpectralEncoder(SMALL))
+    return SpectralCodec.from_folder(tmp_path)
+
+
+def test_one_frame_is_forty_milliseconds(codec):
+    codes = torch.randint(0, 16, (2, 4, 7))
+    assert codec.frame_rate_hz == 25
+    assert codec.decode(codes).shape == (2, 1, 7 * 1280)
+    assert torch.isfinite(codec.decode(codes)).all()
+
+
+def test_encode_pads_the_last_frame_and_gives_codes_that_decode_reads(codec):
+    codes = codec.encode(torch.randn(1, 1, 1280 * 3 + 5) * 0.1)
+    assert codes.shape == (1, 4, 4)
+    assert codes.dtype == torch.int64
+    assert codes.min() >= 0
+    assert codes.max() < 16
+    assert codec.decode(codes).shape == (1, 1, 4 * 1280)
+
+
+def test_residual_codes_are_the_nearest_rows_one_after_another(codec):
+    audio = torch.randn(1, 1, 1280 * 5) * 0.1
+    codes = codec.encode(audio)
+    with torch.inference_mode():
+        score, rest = (x.double() for x in codec.encoder(audio))
+    table = codec.decoder.score_codebook.weight.double()
+    assert torch.equal(codes[:, 0], torch.cdist(score, table[None]).argmin(-1))
+    for k, book in enumerate(codec.decoder.codebooks):
+        choice = torch.cdist(rest, book.weight.double()[None]).argmin(-1)
+        assert torch.equal(codes[:, k + 1], choice)
+        rest = rest - book.weight.double()[choice]
+
+
+def test_saved_and_loaded_codecs_agree_to_half_precision(codec, tmp_path):
+    codes = torch.randint(0, 16, (1, 4, 9))
+    codec.save(tmp_path / "again")
+    again = SpectralCodec.from_folder(tmp_path / "again")
+    assert torch.equal(codec.decode(codes), again.decode(codes))
+    with pytest.raises(FileNotFoundError, match="it can decode only"):
+        again.encode(torch.zeros(1, 1, 1280))
+
+
+def test_wrong_shapes_and_folders_are_refused(codec, tmp_path):
+    with pytest.raises(ValueError, match=r"\[batch, 4, frames\]"):
+        codec.decode(torch.zeros(1, 3, 5, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"\[batch, 1, samples\]"):
+        codec.encode(torch.zeros(1, 2, 1280))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no spectral codec"):
+        SpectralCodec.from_folder(other)
+
+
+def test_nearest_equals_the_plain_distance():
+    x, table = torch.randn(3, 5, 6), torch.randn(11, 6)
+    assert torch.equal(nearest(x, table), torch.cdist(x, table[None]).argmin(-1))

@@ -1,0 +1,277 @@
+"""The demo family's recipe, from a tune in ABC to a teacher that trains, on the smallest data that shows each
+stage."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tinymusician_core.pretrain import arrange as arranging
+from tinymusician_core.pretrain import captions as captioning
+from tinymusician_core.pretrain.arrange import INSTRUMENTS, LEAD, Note, arrange
+from tinymusician_core.pretrain.codec import LOW_PITCH, PITCHES, CodecTraining, MelScales, score_targets
+from tinymusician_core.pretrain.quantizer import MovingCodebook
+from tinymusician_core.pretrain.render import events_of, level, render_batch, write_midi
+from tinymusician_core.pretrain.scores import parse_file, split_abc, style_of
+from tinymusician_core.pretrain.teacher import TeacherConfig, TeacherTraining
+from tinymusician_core.pretrain.vocabulary import build_tokenizer
+
+ABC = """X:1
+T:The Test Waltz
+M:3/4
+L:1/8
+R:waltz
+K:G
+D2|G4B2|d4B2|c4A2|F4D2|G4B2|d4g2|f2e2d2|c2B2A2|G4B2|d4B2|c4A2|F4D2|E2F2G2|A2B2c2|B2A2F2|G6|
+
+X:2
+T:Too Short
+M:3/4
+L:1/8
+K:D
+A2|
+"""
+
+
+@pytest.fixture(scope="module")
+def tune(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("abc") / "oneills1850"
+    folder.mkdir()
+    (folder / "book.abc").write_text(ABC)
+    (only,) = parse_file(folder / "book.abc")
+    return only
+
+
+@pytest.fixture(scope="module")
+def pieces(tune):
+    return [piece for seed in range(60) if (piece := arrange(tune, seed)) is not None]
+
+
+def test_a_tune_keeps_its_notes_metre_key_and_bars(tune):
+    assert len(list(split_abc(ABC))) == 2
+    assert (tune.title, tune.style, tune.meter, tune.mode, tune.tonic) == ("The Test Waltz", "waltz", "3/4", "major", 7)
+    assert tune.notes[:3] == ((0.0, 1.0, 62), (1.0, 2.0, 67), (3.0, 1.0, 71))
+    assert tune.bars[:2] == (1.0, 4.0)
+    assert len(tune.bars) == 16
+
+
+def test_two_settings_of_a_tune_share_a_split(tune):
+    assert replace(tune, id="other", title="The TEST waltz!").split == tune.split
+    splits = [replace(tune, title="x" * n).split for n in range(400)]
+    assert 340 < splits.count("train") < 390
+    assert splits.count("test") > 5
+    assert splits.count("validation") > 5
+
+
+def test_styles_follow_rhythm_title_and_metre():
+    assert style_of("Anything", "reel", "4/4") == "reel"
+    assert style_of("Paddy's Jig", "", "6/8") == "jig"
+    assert style_of("The Jig of Slurs", "", "4/4") == "air"
+    assert style_of("No Name", "", "3/4") == "waltz"
+
+
+def test_pieces_stand_on_the_frame_grid_in_range_and_in_friendly_keys(pieces):
+    for piece in pieces:
+        lead = next(t for t in piece.tracks if t.role == LEAD)
+        instrument = INSTRUMENTS[piece.facts.instrument]
+        assert {b - a for a, b in zip(piece.bars, piece.bars[1:], strict=False)} == {piece.bars[1] - piece.bars[0]}
+        assert piece.frames <= (arranging.MAX_SECONDS + 1) * arranging.FRAME_RATE_HZ
+        assert all(instrument.low <= n.pitch <= instrument.high for n in lead.notes)
+        assert all(0 <= n.start < n.end <= piece.frames for t in piece.tracks for n in t.notes)
+        assert lead.notes[0].start == 0
+    assert len({p.facts.instrument for p in pieces}) >= 8
+    assert {p.facts.texture for p in pieces} == {"solo", "chords", "band"}
+
+
+def test_an_arrangement_repeats_for_a_seed(tune, pieces):
+    assert arrange(tune, 3) == arrange(tune, 3)
+    assert len({p.facts for p in pieces}) > 20
+
+
+def test_the_accompaniment_fits_the_melody(pieces):
+    for piece in pieces:
+        roles = [t.role for t in piece.tracks]
+        assert (
+            roles
+            == {"solo": ["lead"], "chords": ["lead", "chords"], "band": ["lead", "chords", "bass", "drums"]}[
+                piece.facts.texture
+            ]
+        )
+    chords = arranging.harmonise(
+        [Note(0, 10, 60, 80), Note(10, 20, 67, 80), Note(20, 30, 60, 80)], [(0, 10), (10, 20), (20, 30)], 0, "major"
+    )
+    assert chords[0] == (0, "M")
+    assert chords[2] == (0, "M")
+
+
+def test_sixteenths_are_rewritten_as_eighths(tune):
+    quick = replace(
+        tune, notes=tuple((a / 4, d / 4, p) for a, d, p in tune.notes), bars=tuple(b / 4 for b in tune.bars), bar=0.75
+    )
+    assert arranging.in_eighths(quick).bar == 1.5
+    assert arranging.in_eighths(tune) == tune
+
+
+def test_captions_vary_say_only_what_is_true_and_repeat_for_a_seed(pieces):
+    for piece in pieces[:20]:
+        facts, lines = piece.facts, captioning.captions(piece.facts, piece.id, 40)
+        assert lines == captioning.captions(facts, piece.id, 40)
+        assert len(set(lines)) > 30
+        assert all(any(name in line for name in captioning.PLAYED_BY[facts.instrument]) for line in lines)
+        wrong = {"major", "minor"} - {facts.mode}
+        assert not any(wrong & set(line.replace(",", "").split()) for line in lines)
+        assert facts.texture == "solo" or not any("unaccompanied" in line for line in lines)
+
+
+def test_midi_is_in_milliseconds_and_every_note_ends(pieces):
+    for piece in pieces[:10]:
+        events = sorted(events_of(piece, 5000), key=lambda e: (e[0], e[1]))
+        sounding = set()
+        for _, _, messages in events:
+            for m in messages:
+                if m.type == "note_on":
+                    sounding.add((m.channel, m.note))
+                elif m.type == "note_off":
+                    sounding.discard((m.channel, m.note))
+        assert not sounding
+        notes = [(t, m) for t, _, ms in events for m in ms if m.type == "note_on"]
+        assert notes[0][0] == 5000
+        assert all((t - 5000) % 40 == 0 for t, _ in notes)
+
+
+def test_pieces_follow_one_another_in_a_midi_file(pieces, tmp_path):
+    from mido import MidiFile
+
+    starts = write_midi(pieces[:2], tmp_path / "two.mid")
+    assert starts == [0, pieces[0].frames * 40 + 1000]
+    assert MidiFile(tmp_path / "two.mid").length == pytest.approx(
+        (starts[1] + pieces[1].frames * 40 + 1000) / 1000, abs=0.01
+    )
+
+
+@pytest.mark.skipif(
+    shutil.which("fluidsynth") is None,
+    reason="FluidSynth is not installed (apt-get install fluidsynth musescore-general-soundfont)",
+)
+def test_rendered_notes_are_heard_where_they_are_written(pieces, tmp_path):
+    import soundfile
+
+    piece = next(p for p in pieces if p.facts.texture == "solo" and p.facts.instrument == "piano")
+    render_batch([piece], tmp_path)
+    audio, rate = soundfile.read(tmp_path / f"{piece.id}.flac")
+    assert rate == 32000
+    assert len(audio) == piece.frames * 1280
+    note = piece.tracks[0].notes[0]
+    spectrum = np.abs(np.fft.rfft(audio[:8192] * np.hanning(8192)))
+    pitch = 440 * 2 ** ((note.pitch - 69) / 12)
+    assert abs(spectrum.argmax() * rate / 8192 / pitch - 1) < 0.02
+
+
+def test_level_is_one_and_silence_is_refused():
+    tone = np.sin(np.arange(32000) / 10) * 0.01
+    assert np.sqrt(np.mean(level(tone) ** 2)) == pytest.approx(0.1)
+    assert np.abs(level(np.eye(1, 32000)[0])).max() == pytest.approx(0.95)
+    with pytest.raises(ValueError, match="silent"):
+        level(np.zeros(10))
+
+
+def test_score_targets_mark_notes_and_onsets(pieces):
+    piece = pieces[0]
+    roll = score_targets(piece)
+    first = piece.tracks[0].notes[0]
+    assert roll.shape[0] == piece.frames
+    assert roll[first.start : first.end, first.pitch - LOW_PITCH].all()
+    assert roll[:, PITCHES : 2 * PITCHES].sum() == len(piece.tracks[0].notes)
+
+
+def test_a_moving_codebook_finds_clusters_and_revives_dead_entries():
+    rng = torch.Generator().manual_seed(0)
+    centres = torch.randn(4, 3, generator=rng) * 5
+    data = centres[torch.randint(4, (400,), generator=rng)] + 0.05 * torch.randn(400, 3, generator=rng)
+    book = MovingCodebook(torch.nn.Embedding(8, 3))
+    with torch.no_grad():
+        book.table.weight.fill_(100.0)
+    book.counts.fill_(0.0)
+    for _ in range(60):
+        book(data[None], rng)
+    rows, _, commit = book(data[None])
+    assert commit < 0.05
+    assert torch.allclose(rows[0], data, atol=0.5)
+    before = book.table.weight.clone()
+    book(data[None] + 1)
+    assert torch.equal(before, book.table.weight)
+
+
+def test_mel_distance_is_zero_at_identity_and_grows_with_noise():
+    scales, tone = MelScales(32000), torch.sin(torch.arange(16000) / 20)[None, None]
+    noise = torch.randn(tone.shape, generator=torch.Generator().manual_seed(0))
+    same, slight, strong = (scales(tone + a * noise, tone)[0] for a in (0.0, 0.01, 0.3))
+    assert same == 0
+    assert 0 < slight < strong
+
+
+def test_the_sound_does_not_steer_the_score_codes(small_codec):
+    audio, target = torch.randn(2, 1, 1280 * 8) * 0.1, torch.zeros(2, 8, 2 * PITCHES + 12)
+    losses = small_codec(audio, target, torch.Generator())
+    (losses["mel"] + losses["convergence"]).backward()
+    assert small_codec.encoder.to_score.weight.grad is None
+    assert small_codec.encoder.to_latent.weight.grad.abs().sum() > 0
+    assert small_codec.decoder.from_score.weight.grad.abs().sum() > 0
+
+
+@pytest.fixture
+def small_codec():
+    from tinymusician_core.codec.spectral import SpectralConfig
+
+    return CodecTraining(
+        SpectralConfig(
+            codebook_size=16,
+            score_dim=4,
+            latent_dim=6,
+            encoder_dim=16,
+            encoder_blocks=1,
+            decoder_dim=16,
+            decoder_blocks=1,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer(pieces):
+    return build_tokenizer(c for p in pieces for c in captioning.captions(p.facts, p.id))
+
+
+def test_the_tokenizer_reads_prompts_as_people_write_them(tokenizer):
+    words = tokenizer.tokenize("A calm Piano-waltz, in B♭ major!! 😀")
+    assert words == ["a", "calm", "piano", "waltz", "in", "b", "flat", "major", "<unk>"]
+    assert tokenizer("piano")["input_ids"][-1] == tokenizer.eos_token_id
+    assert tokenizer.tokenize("100bpm")[1:] == ["bpm"]
+
+
+def test_the_teacher_starts_at_chance_and_learns(tokenizer):
+    torch.manual_seed(0)
+    sizes = TeacherConfig(width=32, layers=2, heads=2, ffn=48, codebook_size=16, text_width=16, text_layers=1)
+    model, rng = TeacherTraining(sizes, tokenizer), torch.Generator().manual_seed(0)
+    codes = (torch.arange(30)[None, None] + torch.arange(4)[None, :, None]).remainder(16).repeat(2, 1, 1)
+    codes[1, :, 20:] = -1
+    captions = ["a calm piano waltz", "piano"]
+    first = float(model(codes, captions, rng)["ce"].detach())
+    assert first == pytest.approx(np.log(16), rel=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses = model(codes, captions, rng)
+        losses["loss"].backward()
+        optimizer.step()
+    assert losses["ce"] < 0.3 * first
+
+
+def test_a_dropped_caption_is_zero_states(tokenizer):
+    sizes = TeacherConfig(
+        width=32, layers=1, heads=2, ffn=48, codebook_size=16, text_width=16, text_layers=1, condition_dropout=1.0
+    )
+    states, mask = TeacherTraining(sizes, tokenizer).text_states(["a calm piano waltz", "piano"], torch.Generator())
+    assert not states.any()
+    assert mask.all()

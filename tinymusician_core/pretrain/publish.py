@@ -1,0 +1,64 @@
+"""Trained parts -> `assets/`: model folders, and the manifest with every file's hash, size, licence and recipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from tinymusician_core.bundle import save_family
+from tinymusician_core.files import sha256_of, whole_file
+from tinymusician_core.pretrain.teacher import TeacherConfig, TeacherTraining
+from tinymusician_core.training import CHECKPOINT
+
+LICENCE = "MIT"
+SOURCES = (
+    "Tunes: Ryan's Mammoth Collection (1883), O'Neill's Music of Ireland (1903), Aird's Airs (1782-1801), "
+    "all in the public domain, from the music21 corpus. Sound: MuseScore General soundfont (MIT, parts public domain or CC0) through FluidSynth."
+)
+RECIPES = {
+    "codec": "python -m tinymusician_core.pretrain codec",
+    "text": "python -m tinymusician_core.pretrain teacher",
+    "teacher": "python -m tinymusician_core.pretrain teacher",
+    "student": "tinymusician distill --teacher assets/models/teacher --layers 3",
+    "quantized": "tinymusician quantize --model student --preset fast",
+}
+
+
+def averaged_teacher(work: Path) -> tuple[TeacherTraining, dict]:
+    """The teacher with the moving average of its weights, and how long it was trained."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "teacher" / "tokenizer")
+    model = TeacherTraining(TeacherConfig(), tokenizer)
+    state = torch.load(work / "teacher" / CHECKPOINT, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["average"])
+    return model.eval(), {"steps": state["step"], "minutes": round(state["elapsed_s"] / 60, 1)}
+
+
+def publish_teacher(work: Path, assets: Path) -> None:
+    """Write the codec, the text encoder and the teacher into `assets/models`."""
+    models = assets / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(work / "codec" / "model", models / "codec", dirs_exist_ok=True)
+    model, _ = averaged_teacher(work)
+    model.text_encoder.half().save_pretrained(models / "text")
+    model.tokenizer.save_pretrained(models / "text")
+    state = {f"decoder.{k}": v for k, v in model.decoder.state_dict().items() if "embed_positions" not in k}
+    state |= {f"enc_to_dec_proj.{k}": v for k, v in model.enc_to_dec_proj.state_dict().items()}
+    save_family(models / "teacher", "teacher", model.config.decoder_config().to_dict(), state, dtype=torch.float32)
+
+
+def write_manifest(assets: Path) -> Path:
+    """assets/MANIFEST.json: path, size, sha256, licence and recipe of every file beside it."""
+    files = []
+    for path in sorted(p for p in assets.rglob("*") if p.is_file() and p.name != "MANIFEST.json"):
+        name = path.relative_to(assets).as_posix()
+        part = name.split("/")[1] if name.startswith("models/") and name.count("/") > 1 else ""
+        record = {"path": name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "licence": LICENCE}
+        files.append(record | ({"recipe": RECIPES[part]} if part in RECIPES else {}))
+    with whole_file(assets / "MANIFEST.json") as target:
+        target.write_text(json.dumps({"sources": SOURCES, "files": files}, indent=1) + "\n", encoding="utf-8")
+    return assets / "MANIFEST.json"
