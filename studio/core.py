@@ -1,0 +1,58 @@
+"""Where the studio meets the core: a measured clip from a model in its own process, and the words it does not know.
+
+Neither loads a model or torch into the studio's own process, which stays at a quarter of the memory that would take.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from string import punctuation
+
+import tinymusician_core
+from studio.takes import Made
+from tinymusician_core.measure.bench import measure
+from tinymusician_core.records import Progress, SamplingSpec
+
+TOKENIZER = Path("models", "text", "tokenizer.json")
+UNKNOWN = "<unk>"
+
+
+def make_clip(
+    model: str,
+    prompt: str,
+    sampling: SamplingSpec,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> Made:
+    """One clip from one model in a fresh process, measured once after a warm-up.
+
+    Raises ValueError, ModelError, Cancelled and WorkerDied as the core's `measure` does, each with one sentence.
+    """
+    measured = measure(model, prompt, sampling, runs=1, on_progress=on_progress, should_stop=should_stop)
+    return Made(measured.clip, measured.figures)
+
+
+def unknown_words(prompt: str) -> list[str]:
+    """The words of a prompt that the demo family has never seen, in order and each once; none where there is no family.
+
+    Says what `TextEncoder.unknown_words` says, from the tokenizer's file alone.
+    """
+    assets = os.environ.get("TINYMUSICIAN_ASSETS") or Path(tinymusician_core.__file__).parent.parent / "assets"
+    path = Path(assets) / TOKENIZER
+    if not path.is_file():
+        return []
+    tokenizer = _tokenizer(str(path), path.stat().st_mtime)
+    coded = tokenizer.encode(prompt, add_special_tokens=False)
+    unknown = tokenizer.token_to_id(UNKNOWN)
+    pieces = [prompt[start:end] for token, (start, end) in zip(coded.ids, coded.offsets, strict=True) if token == unknown]
+    return list(dict.fromkeys(piece for piece in pieces if piece.strip(punctuation)))
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(path: str, changed: float):
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(path)

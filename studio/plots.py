@@ -1,0 +1,77 @@
+"""Pictures of clips: the log-frequency spectrogram behind a player, and the bars that set models side by side.
+
+A spectrogram is a picture of alpha alone: the page lays it as a mask over the colour of its theme, so that one file
+serves light and dark and every model's own colour.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+LOW_HZ, HIGH_HZ = 55.0, 14_080.0
+RANGE_DB = 66.0
+COLUMNS, ROWS = 640, 168
+WINDOW = 4096
+AXIS_HZ = ((110, "110"), (440, "440"), (1760, "1.8k"), (7040, "7k"))
+
+
+def spectrogram(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+    """Loudness over time and log frequency, 0 (silent) to 1 (the loudest spot), low frequencies in the last row.
+
+    Args:
+        audio: float32 [C,N].
+    Returns:
+        float32 [ROWS, COLUMNS]; 0 everywhere for silence. Covers `LOW_HZ` to `HIGH_HZ`; a level `RANGE_DB` under the peak is 0.
+    """
+    mono = np.asarray(audio, dtype=np.float32).mean(axis=0)
+    padded = np.pad(mono, (WINDOW // 2, WINDOW // 2 + 1))
+    starts = np.linspace(0, max(len(mono) - 1, 0), COLUMNS).astype(int)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[starts] * np.hanning(WINDOW).astype(np.float32)
+    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
+    edges = np.geomspace(LOW_HZ, HIGH_HZ, ROWS + 1) * WINDOW / sample_rate_hz
+    centres = np.sqrt(edges[:-1] * edges[1:])
+    bins = np.arange(power.shape[1])
+    rows = np.stack([np.interp(centres, bins, column, right=0.0) for column in power], axis=1)
+    for row, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+        first, last = int(np.ceil(low)), int(np.floor(high))
+        if last > first and last < power.shape[1]:
+            rows[row] = power[:, first : last + 1].max(axis=1)
+    peak = rows.max()
+    if peak <= 0:
+        return np.zeros((ROWS, COLUMNS), dtype=np.float32)
+    level = 1.0 + 10.0 * np.log10(np.maximum(rows / peak, 1e-12)) / RANGE_DB
+    return np.clip(level, 0.0, 1.0)[::-1].astype(np.float32)
+
+
+def mask_png(levels: np.ndarray) -> bytes:
+    """A picture whose alpha is `levels` [rows, columns] in 0..1, bent a little so that partials stand out."""
+    alpha = np.round(255 * np.asarray(levels) ** 1.5).astype(np.uint8)
+    picture = Image.fromarray(np.stack([np.zeros_like(alpha), alpha], axis=-1))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=64)
+def _mask_uri(path: str, changed: float) -> str:
+    import soundfile
+
+    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return "data:image/png;base64," + base64.b64encode(mask_png(spectrogram(audio.T, rate))).decode()
+
+
+def mask_uri(path: Path) -> str:
+    """The spectrogram mask of a WAV file as a data URI. Raises OSError when the file is gone."""
+    return _mask_uri(str(path), path.stat().st_mtime)
+
+
+def axis_marks() -> list[tuple[float, str]]:
+    """Frequencies to name beside a spectrogram: (height from the bottom in 0..1, label)."""
+    whole = np.log(HIGH_HZ / LOW_HZ)
+    return [(float(np.log(hz / LOW_HZ) / whole), label) for hz, label in AXIS_HZ]

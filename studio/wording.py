@@ -1,0 +1,152 @@
+"""Every word and unit the studio shows more than once: labels, explanations, and how a figure is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+NOT_MEASURED = "not measured"
+MODELS = ("teacher", "student", "quantized")
+MODEL_TITLES = {"teacher": "Teacher", "student": "Student", "quantized": "Quantized"}
+MODEL_LINES = {
+    "teacher": "The full model, all of its layers",
+    "student": "Distilled: fewer layers, taught by the teacher",
+    "quantized": "The student in mixed, lower precision",
+}
+OWN_MODEL_LINE = "A model of your own"
+STAGES = {
+    "loading": "Loading the model",
+    "warm-up": "Warming up",
+    "text": "Reading the prompt",
+    "lm": "Composing",
+    "codec": "Turning codes into sound",
+}
+EXAMPLES = (
+    "a calm piano waltz in G major",
+    "a lively fiddle reel",
+    "a slow sad cello melody in D minor",
+    "a bright flute jig with guitar chords",
+    "an organ chorale, gentle and slow",
+    "a happy march with trumpet, bass and drums",
+)
+SETTINGS = {
+    "seconds": ("Seconds", "0.5 to 30"),
+    "seed": ("Seed", "Same seed, same music"),
+    "cfg": ("Guidance (cfg)", "How closely to follow the prompt; 1 turns it off"),
+    "temperature": ("Temperature", "Higher is more surprising"),
+    "top_k": ("Top-k", "Draw from the k likeliest tokens; 0 allows all"),
+    "top_p": ("Top-p", "Draw from this share of probability; 0 allows all"),
+    "greedy": ("Greedy", "Always take the likeliest token"),
+}
+
+
+@dataclass(frozen=True)
+class FigureWords:
+    """How one measured figure is shown: `scale` turns the stored unit into `unit`, `places` digits follow the point."""
+
+    name: str
+    label: str
+    unit: str
+    scale: float
+    places: int
+    meaning: str
+
+
+FIGURES = (
+    FigureWords("first_sound_ms", "First sound", "s", 1e-3, 2, "From the request to the first sound that could be played"),
+    FigureWords("ms_per_step", "Per step", "ms", 1.0, 1, "Mean time of one decoder step"),
+    FigureWords("x_realtime", "Speed", "× real time", 1.0, 2, "Seconds of music made in a second; more is better"),
+    FigureWords("peak_memory_bytes", "Peak memory", "MB", 1e-6, 0, "The most memory the model's process took above its idle size"),
+    FigureWords("disk_bytes", "Size on disk", "MB", 1e-6, 1, "Every file the model reads to make music"),
+)
+FIGURE = {words.name: words for words in FIGURES}
+
+
+def model_title(model: str) -> str:
+    """A variant's name as a title; a folder or a hub id keeps its last part."""
+    return MODEL_TITLES.get(model, model.replace("\\", "/").rstrip("/").rpartition("/")[2] or model)
+
+
+def model_line(model: str) -> str:
+    return MODEL_LINES.get(model, OWN_MODEL_LINE)
+
+
+def figure_parts(words: FigureWords, figures: Mapping[str, Any]) -> tuple[str, str]:
+    """A figure as (number, unit); ("not measured", "") when there is none."""
+    value = figures.get(words.name)
+    if value is None:
+        return NOT_MEASURED, ""
+    return f"{value * words.scale:,.{words.places}f}", words.unit
+
+
+def figure(words: FigureWords, figures: Mapping[str, Any]) -> str:
+    """A figure in one piece, such as "12.5 ms"."""
+    return " ".join(part for part in figure_parts(words, figures) if part)
+
+
+def ran_on(figures: Mapping[str, Any]) -> str:
+    """The device and its threads, such as "CPU, 2 threads"."""
+    device, threads = figures.get("device"), figures.get("threads")
+    if not device:
+        return NOT_MEASURED
+    name = device.upper() if device.isalpha() else device
+    return f"{name}, {threads} thread{'' if threads == 1 else 's'}" if threads and device == "cpu" else name
+
+
+def duration(seconds: float) -> str:
+    """A waiting time for people: "3 s", "2 min 5 s", "1 h 4 min"."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def clock(seconds: float) -> str:
+    """A position in a clip: "0:08"."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def ago(then: float, now: float | None = None) -> str:
+    """How long ago a moment (seconds since the epoch) was."""
+    gone = max(0.0, (time.time() if now is None else now) - then)
+    for size, word in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if gone >= size:
+            count = int(gone // size)
+            return f"{count} {word}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def listed(words: list[str], most: int = 6) -> str:
+    """Words as "a, b and c"; beyond `most` the rest is counted."""
+    if len(words) > most:
+        return f"{', '.join(words[:most])} and {len(words) - most} more"
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def unknown_words_hint(words: list[str]) -> str:
+    """One sentence about prompt words the model has never seen; empty when it knows them all."""
+    if not words:
+        return ""
+    quoted = listed([f"“{word}”" for word in words])
+    one = len(words) == 1
+    return f"The demo models have never seen {quoted}; {'it' if one else 'they'} will be passed over."
+
+
+def share(value: float) -> str:
+    return f"{100 * value:.0f}%"
+
+
+def setting_line(settings: Mapping[str, Any]) -> str:
+    """A take's settings in a line; what stands at its default is left out."""
+    from tinymusician_core import SamplingSpec
+
+    default = SamplingSpec().as_dict()
+    parts = [f"{settings['seconds']:g} s", f"seed {settings['seed']}"]
+    if settings["greedy"]:
+        return " · ".join([*parts, "greedy"])
+    names = {"cfg": "cfg", "temperature": "temperature", "top_k": "top-k", "top_p": "top-p"}
+    return " · ".join(parts + [f"{word} {settings[key]:g}" for key, word in names.items() if settings[key] != default[key]])
