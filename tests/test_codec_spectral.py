@@ -32,11 +32,11 @@ def test_encode_pads_the_last_frame_and_gives_codes_that_decode_reads(codec):
     assert codec.decode(codes).shape == (1, 1, 4 * 1280)
 
 
+@torch.inference_mode()
 def test_residual_codes_are_the_nearest_rows_one_after_another(codec):
     audio = torch.randn(1, 1, 1280 * 5) * 0.1
     codes = codec.encode(audio)
-    with torch.inference_mode():
-        score, rest = (x.double() for x in codec.encoder(audio))
+    score, rest = (x.double() for x in codec.encoder(audio))
     table = codec.decoder.score_codebook.weight.double()
     assert torch.equal(codes[:, 0], torch.cdist(score, table[None]).argmin(-1))
     for k, book in enumerate(codec.decoder.codebooks):

@@ -16,7 +16,8 @@ from tinymusician_core.training import CHECKPOINT
 LICENCE = "MIT"
 SOURCES = (
     "Tunes: Ryan's Mammoth Collection (1883), O'Neill's Music of Ireland (1903), Aird's Airs (1782-1801), "
-    "all in the public domain, from the music21 corpus. Sound: MuseScore General soundfont (MIT, parts public domain or CC0) through FluidSynth."
+    "all in the public domain, from the music21 corpus. "
+    "Sound: MuseScore General soundfont (MIT, parts public domain or CC0) through FluidSynth."
 )
 RECIPES = {
     "codec": "python -m tinymusician_core.pretrain codec",

@@ -18,6 +18,7 @@ from tinymusician_core.tokens import TokenDataset
 from tinymusician_core.training import Trainer, TrainSettings
 
 IGNORED = -100
+LONG_SHARE = 0.3
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,11 @@ def train_teacher(
     learning_rate: float = 1.5e-3,
     device: str = "cpu",
 ) -> None:
-    """Train (or go on training) in `work/teacher` on `work/tokens`."""
+    """Train (or go on training) in `work/teacher` on `work/tokens`.
+
+    Most steps see `batch` windows of `window_s`; a share of LONG_SHARE sees half as many of twice the length, so that
+    the model knows the positions of longer clips too.
+    """
     train, held_out = TokenDataset(work / "tokens", "train"), TokenDataset(work / "tokens", "validation")
     tokenizer = build_tokenizer(c for r in train.records for c in r["captions"])
     torch.manual_seed(0)
@@ -156,7 +161,8 @@ def train_teacher(
 
     def loss(rng: torch.Generator, _: float) -> dict[str, Tensor]:
         model.train()
-        return model(*train.batch(rng, batch, frames), rng)
+        longer = 2 if float(torch.rand((), generator=rng)) < LONG_SHARE else 1
+        return model(*train.batch(rng, batch // longer, frames * longer), rng)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
