@@ -68,7 +68,7 @@ def lay_out(bench: Bench, unknown: Callable[[str], list[str]]) -> gr.Blocks:
 
 
 def launch(page: gr.Blocks, bench: Bench, host: str, port: int | None, open_browser: bool = False) -> str:
-    """Start serving in the background and return the address. Only the output folder can be fetched, less its history."""
+    """Start serving in the background; returns the address. Only the output folder can be fetched, less its history."""
     _, url, _ = page.queue(max_size=32).launch(
         server_name=host, server_port=port, inbrowser=open_browser, prevent_thread_lock=True, quiet=True, share=False,
         theme=theme.theme(), css_paths=[theme.CSS], head=theme.head(), favicon_path=theme.FAVICON,

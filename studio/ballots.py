@@ -13,9 +13,10 @@ from studio.takes import Card
 from studio.trial import Pair, Preference, Vote
 
 INTRO = (
-    '<p class="tm-lead">Two clips of the same prompt and settings, made by different models and set to the same loudness. '
+    '<p class="tm-lead">Two clips of the same prompt and settings, by different models, set to the same loudness. '
     "Listen to both, choose, and only then see which was which.</p>"
 )
+PREPARING = '<div class="tm-empty is-stage">Preparing the next pair …</div>'
 CHOICES = (("a", "A is better"), ("same", "No difference"), ("b", "B is better"))
 
 
@@ -24,7 +25,8 @@ def status(text: str) -> str:
 
 
 FRESH_HINT = status(
-    "Each model plays one of the studio's prompts; nobody has heard these clips with their names on. They join the takes once they are judged."
+    "Each model plays one of the studio's prompts; nobody has heard these clips with their names on. "
+    "They join the takes once they are judged."
 )
 
 
@@ -33,7 +35,7 @@ def nothing(judged: int) -> str:
     if judged:
         text = "Every pair has been judged. Make fresh pairs, or compare another prompt, and go on."
     else:
-        text = "There is no pair to judge yet. Make fresh pairs here, or generate a prompt with two or more models in Compare."
+        text = "There is no pair to judge yet. Make fresh pairs here, or compare two or more models first."
     return f'<div class="tm-empty is-stage">{text}</div>'
 
 
@@ -45,7 +47,8 @@ def trial(pair: Pair, url_a: str, url_b: str, left: int) -> str:
     waiting = f"{left} pair{'' if left == 1 else 's'} waiting"
     return (
         f'<section class="tm-trial" data-pair="{pair.id}" data-needed="{pair.needed_s:.2f}" aria-label="Blind pair">'
-        f'<div class="tm-asked"><q>{escape(pair.prompt)}</q><span>{waiting}</span></div><div class="tm-sides">{sides}</div>'
+        f'<div class="tm-asked"><q>{escape(pair.prompt)}</q><span>{waiting}</span></div>'
+        f'<div class="tm-sides">{sides}</div>'
         f'<p class="tm-hint" role="status">Listen to at least {pair.needed_s:.0f} s of each to open the vote.</p>'
         f'<div class="tm-vote" role="group" aria-label="Your vote">{buttons}</div></section>'
     )
@@ -97,25 +100,25 @@ def _result(row: Preference) -> str:
     first, second = wording.model_title(row.first), wording.model_title(row.second)
     counts = (
         f'<span class="tone-{cards.tone(row.first)}"><b>{row.first_wins}</b> {escape(first)}</span>'
-        f'<span class="tone-{cards.tone(row.second)}"><b>{row.second_wins}</b> {escape(second)}</span>'
         f"<span><b>{row.same}</b> no difference</span>"
+        f'<span class="tone-{cards.tone(row.second)}"><b>{row.second_wins}</b> {escape(second)}</span>'
     )
     return (
         f'<div class="tm-result" data-first="{escape(row.first)}" data-second="{escape(row.second)}">'
-        f'<h3>{escape(first)} <em>against</em> {escape(second)}</h3>'
+        f"<h3>{escape(first)} <em>against</em> {escape(second)}</h3>"
         f'<div class="tm-counts">{counts}</div>{_scale(row)}<p class="tm-verdict">{escape(_verdict(row))}</p></div>'
     )
 
 
 def _scale(row: Preference) -> str:
-    """0 to 100% for the first model, the interval as a band, one half as a line."""
+    """From all for the first model at the left to all for the second at the right; the interval is a band."""
     if row.interval is None:
         return '<div class="tm-scale"></div>'
     low, high = row.interval
     return (
-        f'<div class="tm-scale tone-{cards.tone(row.first)}" role="img" aria-label="{escape(_verdict(row))}">'
-        f'<i class="tm-band" style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
-        f'<i class="tm-dot" style="left:{100 * row.share:.1f}%"></i></div>'
+        f'<div class="tm-scale" role="img" aria-label="{escape(_verdict(row))}">'
+        f'<i class="tm-band" style="left:{100 * (1 - high):.1f}%;width:{100 * (high - low):.1f}%"></i>'
+        f'<i class="tm-dot" style="left:{100 * (1 - row.share):.1f}%"></i></div>'
     )
 
 
@@ -124,7 +127,9 @@ def _verdict(row: Preference) -> str:
         return "No vote has chosen a side yet."
     first, (low, high) = wording.model_title(row.first), row.interval
     counted = f"{row.first_wins} of {row.decided} vote{'' if row.decided == 1 else 's'} that chose a side"
-    text = f"{first}: {counted}, {wording.share(row.share)} (95% interval {wording.share(low)} to {wording.share(high)}). "
+    text = (
+        f"{first}: {counted}, {wording.share(row.share)} (95% interval {wording.share(low)} to {wording.share(high)}). "
+    )
     if row.leader is None:
         return text + "No clear preference so far."
     return text + f"{wording.model_title(row.leader)} is preferred."

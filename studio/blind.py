@@ -1,4 +1,4 @@
-"""The files of a blind pair: same loudness, same length, same rate, no tags, and names that say A or B and nothing else."""
+"""The files of a blind pair: same loudness, length and rate, no tags, and names that say A or B and nothing else."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class BlindFiles:
         return targets
 
     def forget(self, judged: Iterable[str]) -> None:
-        """Remove the files of pairs that were judged; a file that is still being played may stay until the next time."""
+        """Remove the files of pairs that were judged; one that is still being played may stay until the next time."""
         for pair_id in judged:
             shutil.rmtree(self._folder / pair_id, ignore_errors=True)
 

@@ -15,7 +15,9 @@ from studio.store import ClipRow, Take
 from studio.takes import Card
 
 PLAY = '<svg class="i-play" viewBox="0 0 24 24" aria-hidden="true"><path d="M8 5.2v13.6L19 12z"/></svg>'
-PAUSE = '<svg class="i-pause" viewBox="0 0 24 24" aria-hidden="true"><path d="M7 5h3.6v14H7zM13.4 5H17v14h-3.6z"/></svg>'
+PAUSE = (
+    '<svg class="i-pause" viewBox="0 0 24 24" aria-hidden="true"><path d="M7 5h3.6v14H7zM13.4 5H17v14h-3.6z"/></svg>'
+)
 DOWN = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M12 4v11m0 0-4.5-4.5M12 15l4.5-4.5M5 19.5h14"/></svg>'
 MARK = (
     '<svg class="tm-mark" viewBox="0 0 40 40" aria-hidden="true"><rect x="3" y="15" width="5" height="10" rx="2.5"/>'
@@ -38,7 +40,8 @@ def tone(model: str) -> str:
 def header() -> str:
     return (
         f'<header class="tm-header"><div class="tm-brand">{MARK}<h1>TinyMusician</h1></div>'
-        "<p>Text to music on the machine in front of you. Three models, one prompt, honest figures.</p></header>"
+        "<p>Text to music on the machine in front of you. "
+        "<span>Three models, one prompt, honest figures.</span></p></header>"
     )
 
 
@@ -62,17 +65,24 @@ def heading(title: str, aside: str = "") -> str:
 
 
 def player(url: str, label: str, seconds: float, picture: str = "", side: str = "", extra: str = "") -> str:
-    """A play button, a position bar, the time and `extra`; `picture` is a spectrogram mask, without it the bar is plain."""
+    """A play button, a position bar, the time and `extra`; without `picture`, a spectrogram mask, the bar is plain."""
     length = wording.clock(seconds)
-    marks = "".join(f'<i style="bottom:{100 * at:.1f}%">{name}</i>' for at, name in plots.axis_marks()) if picture else ""
-    image = f'<div class="tm-spectrum" style="--mask:url({picture})"></div><div class="tm-axis">{marks}</div>' if picture else ""
+    marks = (
+        "".join(f'<i style="bottom:{100 * at:.1f}%">{name}</i>' for at, name in plots.axis_marks()) if picture else ""
+    )
+    image = (
+        f'<div class="tm-spectrum" style="--mask:url({picture})"></div><div class="tm-axis">{marks}</div>'
+        if picture
+        else ""
+    )
     return (
-        f'<div class="tm-player{"" if picture else " is-plain"}" data-label="{escape(label)}" data-seconds="{seconds:.3f}"'
-        f' data-side="{side}"><audio preload="auto" src="{escape(url)}"></audio>'
+        f'<div class="tm-player{"" if picture else " is-plain"}" data-label="{escape(label)}" data-side="{side}"'
+        f' data-seconds="{seconds:.3f}"><audio preload="auto" src="{escape(url)}"></audio>'
         f'<div class="tm-bar" role="slider" tabindex="0" aria-label="Position in {escape(label)}" aria-valuemin="0"'
         f' aria-valuemax="{seconds:.1f}" aria-valuenow="0">{image}<div class="tm-line"></div></div>'
-        f'<div class="tm-transport"><button type="button" class="tm-play" aria-label="Play {escape(label)}">{PLAY}{PAUSE}'
-        f'</button><span class="tm-time"><b class="tm-at">0:00</b> / {length}</span>'
+        f'<div class="tm-transport"><button type="button" class="tm-play" aria-label="Play {escape(label)}">'
+        f"{PLAY}{PAUSE}</button>"
+        f'<span class="tm-time"><b class="tm-at">0:00</b> / {length}</span>'
         f'<span class="tm-lost">This clip cannot be played; its file may be gone.</span>{extra}</div></div>'
     )
 
@@ -88,7 +98,7 @@ def card(state: Card, folder: Path) -> str:
 
 
 def figures(values: dict | None) -> str:
-    """The measured figures of one clip, each with its unit and what it means; without any, the empty places for them."""
+    """The measured figures of one clip, each with its unit and meaning; without any, the empty places for them."""
     cells = [_figure(words.name, words.label, words.meaning, *_shown(words, values)) for words in wording.FIGURES]
     ran_on = wording.ran_on(values) if values is not None else "–"
     cells.append(_figure("device", "Ran on", "The device that computed, and its threads", "", ran_on))
@@ -101,7 +111,8 @@ def chart(states: Sequence[Card]) -> str:
     if len(made) < 2:
         return ""
     groups = "".join(_bars(name, hint, made) for name, hint in CHART)
-    return f'<section class="tm-chart" aria-label="Side by side">{heading("Side by side")}<div class="tm-groups">{groups}</div></section>'
+    title = heading("Side by side")
+    return f'<section class="tm-chart" aria-label="Side by side">{title}<div class="tm-groups">{groups}</div></section>'
 
 
 def download(path: Path, text: str, kind: str = "") -> str:
@@ -114,7 +125,9 @@ def download(path: Path, text: str, kind: str = "") -> str:
 def history(takes: Sequence[Take]) -> str:
     """The takes so far, newest first; each is a button that brings it back."""
     if not takes:
-        return '<div class="tm-empty">No takes yet. What you generate is kept here, also after the page is closed.</div>'
+        return (
+            '<div class="tm-empty">No takes yet. What you generate is kept here, also after the page is closed.</div>'
+        )
     return f'<ol class="tm-takes">{"".join(_take(take) for take in takes)}</ol>'
 
 
@@ -129,7 +142,10 @@ def _figure(name: str, label: str, meaning: str, number: str, unit: str) -> str:
 
 
 def _take(take: Take) -> str:
-    dots = "".join(f'<i class="tone-{tone(clip.model)}" title="{escape(wording.model_title(clip.model))}"></i>' for clip in take.clips)
+    dots = "".join(
+        f'<i class="tone-{tone(clip.model)}" title="{escape(wording.model_title(clip.model))}"></i>'
+        for clip in take.clips
+    )
     return (
         f'<li><button type="button" data-take="{take.id}"><span class="tm-prompt">{escape(take.prompt)}</span>'
         f'<span class="tm-meta"><span class="tm-dots">{dots}</span>{escape(wording.setting_line(take.settings))}'
@@ -139,6 +155,7 @@ def _take(take: Take) -> str:
 
 def _quiet(state: Card, folder: Path) -> str:
     text = {
+        "idle": "Nothing played yet",
         "waiting": "Waiting for its turn",
         "cancelled": "Cancelled",
         "missing": "Not finished",
@@ -159,8 +176,8 @@ def _working(state: Card, folder: Path) -> str:
     value = f' aria-valuenow="{percent:.0f}"' if known else ""
     return (
         '<div class="tm-staff" aria-hidden="true"></div>'
-        f'<div class="tm-progress{"" if known else " is-open"}" role="progressbar" aria-valuemin="0" aria-valuemax="100"{value}'
-        f' aria-label="{stage}"><i style="width:{percent:.1f}%"></i></div>'
+        f'<div class="tm-progress{"" if known else " is-open"}" role="progressbar" aria-label="{stage}" aria-valuemin="0"'
+        f' aria-valuemax="100"{value}><i style="width:{percent:.1f}%"></i></div>'
         f'<p class="tm-state"><b>{stage}</b><span>{" · ".join(parts)}</span></p>{figures(None)}'
     )
 
@@ -169,20 +186,23 @@ def _done(state: Card, folder: Path) -> str:
     clip, title = state.clip, wording.model_title(state.model)
     path = folder / clip.file
     if not path.is_file():
-        return f'<div class="tm-staff"></div><p class="tm-state">Its file {escape(clip.file)} is gone.</p>{figures(clip.figures)}'
+        gone = f'<p class="tm-state">Its file {escape(clip.file)} is gone.</p>'
+        return f'<div class="tm-staff"></div>{gone}{figures(clip.figures)}'
     sound = player(file_url(path), title, clip.audio_s, plots.mask_uri(path), extra=download(path, "WAV", "is-clip"))
     return sound + figures(clip.figures) + _split(clip)
 
 
 def _failed(state: Card, folder: Path) -> str:
-    return f'<div class="tm-staff" aria-hidden="true"></div><p class="tm-trouble" role="alert">{escape(state.message)}</p>'
+    return (
+        f'<div class="tm-staff" aria-hidden="true"></div><p class="tm-trouble" role="alert">{escape(state.message)}</p>'
+    )
 
 
 def _split(clip: ClipRow) -> str:
     """Where the time went: one quiet line under the figures."""
     stages = clip.figures.get("stages_ms") or {}
     names = (("text", "text"), ("lm", "composing"), ("codec", "sound"))
-    parts = [f"{word} {stages[key] / 1000:.2f} s" for key, word in names if stages.get(key) is not None]
+    parts = [f"{word} {wording.spell_ms(stages[key])}" for key, word in names if stages.get(key) is not None]
     return f'<p class="tm-split">{escape(" · ".join(parts))}</p>' if parts else ""
 
 

@@ -57,7 +57,9 @@ class CompareTab:
                 placeholder="An instrument, a style, a mood, a tempo or a key, such as “a calm piano waltz in G major”",
             )  # fmt: skip
             self.hint = html(elem_id="tm-hint")
-            chips = "".join(f'<button type="button" data-pick="{escape(text)}">{escape(text)}</button>' for text in wording.EXAMPLES)
+            chips = "".join(
+                f'<button type="button" data-pick="{escape(text)}">{escape(text)}</button>' for text in wording.EXAMPLES
+            )
             self.chips = html(f'<div class="tm-chips" aria-label="Examples">{chips}</div>', js_on_load=PICK_JS)
             with gr.Row(elem_classes="tm-controls"):
                 self.seconds = gr.Number(default.seconds, label="Seconds", step=0.5, min_width=90, elem_id="tm-seconds")
@@ -70,7 +72,9 @@ class CompareTab:
                 )  # fmt: skip
                 with gr.Row(elem_classes="tm-go"):
                     self.cancel = gr.Button("Cancel", size="lg", visible=False, min_width=90, elem_id="tm-cancel")
-                    self.generate = gr.Button("Generate", variant="primary", size="lg", min_width=150, elem_id="tm-generate")
+                    self.generate = gr.Button(
+                        "Generate", variant="primary", size="lg", min_width=150, elem_id="tm-generate"
+                    )
             self._advanced(default)
         self.run = gr.Textbox(visible="hidden", elem_id="tm-run")
         self.take = gr.State(None)
@@ -79,7 +83,14 @@ class CompareTab:
         words = wording.SETTINGS
         with gr.Accordion("Advanced settings", open=False, elem_classes="tm-advanced"):
             with gr.Row():
-                self.cfg = gr.Slider(MIN_CFG, 10 if MAX_CFG > 10 else MAX_CFG, default.cfg, step=0.1, label=words["cfg"][0], info=words["cfg"][1])
+                self.cfg = gr.Slider(
+                    MIN_CFG,
+                    10 if MAX_CFG > 10 else MAX_CFG,
+                    default.cfg,
+                    step=0.1,
+                    label=words["cfg"][0],
+                    info=words["cfg"][1],
+                )
                 self.temperature = gr.Slider(
                     MIN_TEMPERATURE, min(2.0, MAX_TEMPERATURE), default.temperature, step=0.05,
                     label=words["temperature"][0], info=words["temperature"][1],
@@ -99,14 +110,15 @@ class CompareTab:
         with gr.Row(elem_classes="tm-cards", elem_id="tm-cards"):
             names = [*wording.MODELS, ""]
             self.slots = [
-                html(self._card(Card(name)) if name else "", visible=bool(name), elem_classes="tm-slot") for name in names
+                html(self._card(Card(name)) if name else "", visible=bool(name), elem_classes="tm-slot")
+                for name in names
             ]
         self.chart = html(elem_id="tm-chart")
         with gr.Row(visible=False, elem_classes="tm-export") as self.export_row:
             self.export = gr.Button("Export all as ZIP", min_width=170, elem_id="tm-export")
             self.zip = html(elem_id="tm-zip")
         html(cards.heading("Takes", "Everything you made, newest first"))
-        self.history = html(cards.history([]), js_on_load=OPEN_JS, elem_id="tm-history")
+        self.history = html(js_on_load=OPEN_JS, elem_id="tm-history")
 
     # events
 
@@ -117,14 +129,16 @@ class CompareTab:
         shown += [self.history, *self.slots]
         begun = gr.on([self.generate.click, self.prompt.submit], self._begin, typed, shown, queue=False, **QUIET)
         made = begun.success(self._perform, self.run, shown, **COMPUTE, **QUIET)
-        made.then(self._settle, self.run, [self.generate, self.cancel, self.export_row], queue=False, **QUIET)
-        self.cancel.click(self._cancel, self.run, [self.note, self.cancel], queue=False, **QUIET)
+        made.then(self._settle, self.run, shown, queue=False, **QUIET)
+        self.cancel.click(self._cancel, self.run, shown, queue=False, **QUIET)
         self.dice.click(lambda: random.SystemRandom().randrange(10_000), None, self.seed, queue=False, **QUIET)
         self.prompt.change(self._hint, self.prompt, self.hint, queue=False, trigger_mode="always_last", **QUIET)
         self.chips.pick(_picked, None, self.prompt, queue=False, **QUIET)
         self.restored = [self.prompt, *self.settings, *shown]
         self.history.open(self._open, self.run, self.restored, queue=False, **QUIET)
-        self.export.click(self._export, self.take, [self.zip, self.note], queue=False, **QUIET).success(None, js=FETCH_JS)
+        self.export.click(self._export, self.take, [self.zip, self.note], queue=False, **QUIET).success(
+            None, js=FETCH_JS
+        )
 
     def _begin(self, run: str, prompt: str, models: list[str], own: str, *settings) -> dict[Any, Any]:
         """Check what was typed and take the order, at once and out of turn."""
@@ -151,11 +165,7 @@ class CompareTab:
     def _perform(self, run: str) -> Iterator[dict[Any, Any]]:
         """Make the take in its turn. Gradio closes this iterator when the page goes away, which stops the work."""
         order = self.bench.find(run)
-        if order is None or order.started.is_set():
-            yield {self.note: gr.skip()}
-            return
-        if order.stop.is_set():
-            order.done.set()
+        if order is None or order.started.is_set() or order.done.is_set():
             yield {self.note: gr.skip()}
             return
         yield {self.note: "", self.generate: gr.update(value="Generating …")}
@@ -185,18 +195,25 @@ class CompareTab:
         if order is not None and not order.done.is_set():
             return {self.cancel: gr.skip()}
         take = self.bench.store.take(order.take_id) if order and order.take_id else None
-        return {
-            self.generate: gr.update(interactive=True, value="Generate"),
-            self.cancel: gr.update(visible=False),
-            self.export_row: gr.update(visible=bool(take and take.clips)),
-        }
+        return {**self._ready(), self.note: "", self.export_row: gr.update(visible=bool(take and take.clips))}
 
     def _cancel(self, run: str) -> dict[Any, Any]:
         order = self.bench.find(run)
-        if not self.bench.stop(run) or order is None:
+        if order is None or not self.bench.stop(run):
             return {self.cancel: gr.update(visible=False)}
-        text = "Stopping at the next step …" if order.started.is_set() else "Taken out of the line; nothing was made."
-        return {self.note: cards.note(text, "busy"), self.cancel: gr.update(interactive=False)}
+        if order.started.is_set():
+            return {
+                self.note: cards.note("Stopping at the next step …", "busy"),
+                self.cancel: gr.update(interactive=False),
+            }
+        return {
+            **self._cards([Card(model, "cancelled") for model in order.models]),
+            self.note: cards.note("Taken out of the line; nothing was made."),
+            **self._ready(),
+        }
+
+    def _ready(self) -> dict[Any, Any]:
+        return {self.generate: gr.update(interactive=True, value="Generate"), self.cancel: gr.update(visible=False)}
 
     def _hint(self, prompt: str) -> str:
         try:
@@ -211,7 +228,11 @@ class CompareTab:
         if order is not None and not order.done.is_set():
             return {self.note: cards.note("a take is being made; open older ones when it is finished", "problem")}
         take = self.bench.store.take(event.take)
-        return self._restored(take) if take else {self.note: cards.note("this take is no longer in the history", "problem")}
+        return (
+            self._restored(take)
+            if take
+            else {self.note: cards.note("this take is no longer in the history", "problem")}
+        )
 
     def _export(self, take_id: int | None) -> tuple[str, str]:
         try:

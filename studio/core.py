@@ -47,7 +47,9 @@ def unknown_words(prompt: str) -> list[str]:
     tokenizer = _tokenizer(str(path), path.stat().st_mtime)
     coded = tokenizer.encode(prompt, add_special_tokens=False)
     unknown = tokenizer.token_to_id(UNKNOWN)
-    pieces = [prompt[start:end] for token, (start, end) in zip(coded.ids, coded.offsets, strict=True) if token == unknown]
+    pieces = [
+        prompt[start:end] for token, (start, end) in zip(coded.ids, coded.offsets, strict=True) if token == unknown
+    ]
     return list(dict.fromkeys(piece for piece in pieces if piece.strip(punctuation)))
 
 

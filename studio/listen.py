@@ -44,7 +44,7 @@ class ListenTab:
         self.seed = bench.store.seed()
         html(ballots.INTRO)
         self.note = html(elem_id="tm-listen-note")
-        self.stage = html(js_on_load=VOTE_JS, elem_id="tm-stage")
+        self.stage = html(ballots.PREPARING, js_on_load=VOTE_JS, elem_id="tm-stage")
         self.next = gr.Button("Next pair", variant="primary", visible=False, elem_id="tm-next")
         with gr.Row(elem_classes="tm-fresh"):
             self.fresh = gr.Button("Make fresh pairs", elem_id="tm-fresh", min_width=170)
@@ -78,7 +78,7 @@ class ListenTab:
         }  # fmt: skip
 
     def revisit(self, state: str) -> dict[Any, Any]:
-        """Coming back to the tab: new pairs replace an empty stage; a pair or a reveal that is being looked at stays."""
+        """Coming back to the tab: new pairs fill an empty stage; a pair or a reveal that is being looked at stays."""
         return self.refresh() if state == "empty" else {self.results: self._results()}
 
     def _wire(self) -> None:
@@ -87,15 +87,18 @@ class ListenTab:
         making = [self.run, self.making, self.fresh, self.stop, self.note]
         begun = self.fresh.click(self._begin, None, making, queue=False, **QUIET)
         made = begun.success(self._perform, self.run, making, **COMPUTE, **QUIET)
-        done = made.then(self._settle, None, making, queue=False, **QUIET)
+        done = made.then(self._settle, self.run, making, queue=False, **QUIET)
         done.then(self.revisit, self.state, self.shown, queue=False, **QUIET)
-        self.stop.click(self._cancel, self.run, [self.making, self.stop], queue=False, **QUIET)
+        self.stop.click(self._cancel, self.run, making, queue=False, **QUIET)
 
     def _vote(self, event: gr.EventData) -> dict[Any, Any]:
         """Store the vote first; only then say what was what."""
         pair = next((pair for pair in self._pairs() if pair.id == event.pair), None)
         if pair is None:
-            return {self.note: cards.note("this pair is no longer there; take the next one", "problem"), **self._after()}
+            return {
+                self.note: cards.note("this pair is no longer there; take the next one", "problem"),
+                **self._after(),
+            }
         try:
             vote = Vote(pair, event.choice, float(event.a), float(event.b))
             self.bench.store.add_vote(vote.row())
@@ -125,7 +128,7 @@ class ListenTab:
 
     def _perform(self, run: str) -> Iterator[dict[Any, Any]]:
         order = self.bench.find(run)
-        if order is None or order.started.is_set():
+        if order is None or order.started.is_set() or order.done.is_set():
             yield {self.making: gr.skip()}
             return
         ended: dict[str, Card] = {}
@@ -141,7 +144,10 @@ class ListenTab:
         if failed:
             yield {self.note: cards.note(" ".join(failed), "problem")}
 
-    def _settle(self) -> dict[Any, Any]:
+    def _settle(self, run: str = "") -> dict[Any, Any]:
+        order = self.bench.find(run)
+        if order is not None and not order.done.is_set():
+            return {self.making: gr.skip()}
         return {
             self.making: ballots.FRESH_HINT,
             self.fresh: gr.update(interactive=True),
@@ -149,7 +155,10 @@ class ListenTab:
         }
 
     def _cancel(self, run: str) -> dict[Any, Any]:
+        order = self.bench.find(run)
         self.bench.stop(run)
+        if order is None or not order.started.is_set():
+            return self._settle()
         return {self.making: ballots.status("Stopping at the next step …"), self.stop: gr.update(interactive=False)}
 
     def _pairs(self) -> list[Pair]:
@@ -160,4 +169,3 @@ class ListenTab:
 
     def _results(self) -> str:
         return ballots.results(preferences(self.bench.store.votes(), wording.MODELS))
-

@@ -27,7 +27,8 @@ def spectrogram(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     Args:
         audio: float32 [C,N].
     Returns:
-        float32 [ROWS, COLUMNS]; 0 everywhere for silence. Covers `LOW_HZ` to `HIGH_HZ`; a level `RANGE_DB` under the peak is 0.
+        float32 [ROWS, COLUMNS]; 0 everywhere for silence. Covers `LOW_HZ` to `HIGH_HZ`; `RANGE_DB` under
+        the peak is 0.
     """
     mono = np.asarray(audio, dtype=np.float32).mean(axis=0)
     padded = np.pad(mono, (WINDOW // 2, WINDOW // 2 + 1))

@@ -21,13 +21,14 @@ SCHEMA_VERSION = 1
 SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE takes (
-    id INTEGER PRIMARY KEY, created_at REAL NOT NULL, prompt TEXT NOT NULL, settings TEXT NOT NULL, models TEXT NOT NULL,
-    blind INTEGER NOT NULL);
+    id INTEGER PRIMARY KEY, created_at REAL NOT NULL, prompt TEXT NOT NULL, settings TEXT NOT NULL,
+    models TEXT NOT NULL, blind INTEGER NOT NULL);
 CREATE TABLE clips (
     id INTEGER PRIMARY KEY, take_id INTEGER NOT NULL REFERENCES takes(id), created_at REAL NOT NULL,
     model TEXT NOT NULL, model_hash TEXT NOT NULL, file TEXT NOT NULL, audio_s REAL NOT NULL, figures TEXT NOT NULL);
 CREATE TABLE votes (
-    pair TEXT PRIMARY KEY, created_at REAL NOT NULL, choice TEXT NOT NULL, heard_a_s REAL NOT NULL, heard_b_s REAL NOT NULL,
+    pair TEXT PRIMARY KEY, created_at REAL NOT NULL, choice TEXT NOT NULL,
+    heard_a_s REAL NOT NULL, heard_b_s REAL NOT NULL,
     model_a TEXT NOT NULL, hash_a TEXT NOT NULL, model_b TEXT NOT NULL, hash_b TEXT NOT NULL,
     clip_a INTEGER NOT NULL REFERENCES clips(id), clip_b INTEGER NOT NULL REFERENCES clips(id));
 CREATE INDEX clips_by_take ON clips(take_id);
@@ -86,14 +87,16 @@ class VoteRow:
 
 
 class Store:
-    """Takes, clips and votes of one output folder. Safe to use from several threads: every call opens its own connection."""
+    """Takes, clips and votes of one output folder. Safe to use from several threads: each call opens its own connection."""
 
     def __init__(self, folder: Path):
         self.path = Path(folder) / FILE_NAME
         with self._open() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > SCHEMA_VERSION:
-                raise StoreError(f"{self.path} was written by a newer studio (format {version}); this one reads up to {SCHEMA_VERSION}")
+                raise StoreError(
+                    f"{self.path} was written by a newer studio (format {version}; this one reads {SCHEMA_VERSION})"
+                )
             if version == 0:
                 self._create(db)
 
@@ -142,12 +145,25 @@ class Store:
 
     def add_vote(self, vote: VoteRow) -> None:
         """Store a vote. Raises ValueError when this pair has been judged before."""
-        columns = ("pair", "choice", "heard_a_s", "heard_b_s", "model_a", "hash_a", "model_b", "hash_b", "clip_a", "clip_b")
+        columns = (
+            "pair",
+            "choice",
+            "heard_a_s",
+            "heard_b_s",
+            "model_a",
+            "hash_a",
+            "model_b",
+            "hash_b",
+            "clip_a",
+            "clip_b",
+        )
         values = [getattr(vote, name) for name in columns]
         marks = ", ".join("?" * (len(columns) + 1))
         try:
             with self._open() as db:
-                db.execute(f"INSERT INTO votes ({', '.join(columns)}, created_at) VALUES ({marks})", (*values, time.time()))
+                db.execute(
+                    f"INSERT INTO votes ({', '.join(columns)}, created_at) VALUES ({marks})", (*values, time.time())
+                )
         except sqlite3.IntegrityError as error:
             raise ValueError("this pair has been judged already; the next one is waiting") from error
 

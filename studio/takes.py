@@ -80,12 +80,12 @@ class Bench:
         self.store = Store(self.folder)
         self._make = make
         self._turn = threading.Lock()
-        self._orders: dict[str, Order] = {}
+        self._orders: dict[str, Order] = {}  # the newest MAX_ORDERS
 
     @property
     def busy(self) -> bool:
-        """True while a model is computing."""
-        return self._turn.locked()
+        """True while a take is being made."""
+        return self._turn.locked() or any(o.started.is_set() and not o.done.is_set() for o in self._orders.values())
 
     def order(self, order: Order) -> str:
         """Put a take down to be made; returns the id under which it is performed and stopped."""
@@ -99,11 +99,13 @@ class Bench:
         return self._orders.get(key)
 
     def stop(self, key: str) -> bool:
-        """Ask a take to stop at its next step; False when it is over already or was never ordered."""
+        """Ask a take to stop at its next step, or never to start; False when it is over or was never ordered."""
         order = self._orders.get(key)
         if order is None or order.done.is_set():
             return False
         order.stop.set()
+        if not order.started.is_set():
+            order.done.set()
         return True
 
     def close(self) -> None:
@@ -114,10 +116,10 @@ class Bench:
     def perform(self, key: str) -> Iterator[Card]:
         """Make an ordered take, one model after the other, and tell of every change. Does nothing a second time.
 
-        Closing the iterator stops the model that is computing. What fails belongs to its own model: the others still run.
+        Closing the iterator stops the model that is computing. A failure is its own model's: the others still run.
         """
         order = self._orders.get(key)
-        if order is None or order.started.is_set():
+        if order is None or order.started.is_set() or order.done.is_set():
             return
         order.started.set()
         try:

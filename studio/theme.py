@@ -21,12 +21,12 @@ SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "L
 MONO = ("ui-monospace", "SF Mono", "Cascadia Mono", "Consolas", "Liberation Mono", "monospace")
 
 RECORD = Color(
-    "#fdf1ee", "#fbdfd8", "#f6bfb2", "#f09a86", "#f0735a", "#d9543b", "#c0402a", "#9f3422", "#7d2a1d", "#5a2017", "#38130d",
-    name="record",
+    "#fdf1ee", "#fbdfd8", "#f6bfb2", "#f09a86", "#f0735a", "#d9543b", "#c0402a", "#9f3422", "#7d2a1d", "#5a2017",
+    "#38130d", name="record",
 )  # fmt: skip
 PAPER = Color(
-    "#fffdf8", "#f6f2ea", "#e9e3d6", "#d8d0c0", "#a8a598", "#7d8480", "#59666a", "#3a474b", "#263135", "#182023", "#101618",
-    name="paper",
+    "#fffdf8", "#f6f2ea", "#e9e3d6", "#d8d0c0", "#a8a598", "#7d8480", "#59666a", "#3a474b", "#263135", "#182023",
+    "#101618", name="paper",
 )  # fmt: skip
 RADIUS = Size("2px", "4px", "6px", "10px", "12px", "16px", "20px", name="studio")
 
@@ -108,7 +108,12 @@ FLAT = {
 def theme() -> Base:
     """The Gradio theme; it names system fonts only, so that the studio needs no network."""
     look = Base(
-        primary_hue=RECORD, secondary_hue=PAPER, neutral_hue=PAPER, radius_size=RADIUS, font=list(SANS), font_mono=list(MONO)
+        primary_hue=RECORD,
+        secondary_hue=PAPER,
+        neutral_hue=PAPER,
+        radius_size=RADIUS,
+        font=list(SANS),
+        font_mono=list(MONO),
     )
     night = {f"{name}_dark": dark for name, (_, dark) in COLOURS.items()}
     return look.set(**{name: day for name, (day, _) in COLOURS.items()}, **night, **FLAT)

@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Vote:
-    """One judgement of a pair. Raises ValueError on an unknown choice or when a clip was not listened to long enough."""
+    """One judgement of a pair. Raises ValueError on an unknown choice or when a clip was not heard for long enough."""
 
     pair: Pair
     choice: Choice
@@ -53,7 +53,7 @@ class Vote:
         for side, heard in (("A", self.heard_a_s), ("B", self.heard_b_s)):
             if not (math.isfinite(heard) and heard >= self.pair.needed_s - 0.05):
                 raise ValueError(
-                    f"listen to at least {self.pair.needed_s:.1f} s of {side} before you vote; so far it was {heard:.1f} s"
+                    f"listen to at least {self.pair.needed_s:.1f} s of {side} before you vote; you heard {heard:.1f} s"
                 )
 
     def row(self) -> VoteRow:
@@ -66,7 +66,7 @@ class Vote:
 
 @dataclass(frozen=True)
 class Preference:
-    """What the votes on two models add up to. `share` and `interval` are about `first`, over the votes that chose a side."""
+    """What the votes on two models add up to; `share` and `interval` are `first`'s, of the votes that chose a side."""
 
     first: str
     second: str
@@ -134,7 +134,7 @@ def next_pair(pairs: Sequence[Pair], votes: Sequence[VoteRow]) -> Pair | None:
 
 
 def preferences(votes: Iterable[VoteRow], order: Sequence[str] = ()) -> list[Preference]:
-    """Votes added up for each two models, in `order` where it names them; another version of a model is another model."""
+    """Votes added up for each two models, in `order` where it names them; each version of a model stands alone."""
     votes = list(votes)
     names = _labels(votes)
     rank = {name: place for place, name in enumerate(order)}

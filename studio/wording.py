@@ -55,10 +55,19 @@ class FigureWords:
 
 
 FIGURES = (
-    FigureWords("first_sound_ms", "First sound", "s", 1e-3, 2, "From the request to the first sound that could be played"),
+    FigureWords(
+        "first_sound_ms", "First sound", "s", 1e-3, 2, "From the request to the first sound that could be played"
+    ),
     FigureWords("ms_per_step", "Per step", "ms", 1.0, 1, "Mean time of one decoder step"),
     FigureWords("x_realtime", "Speed", "× real time", 1.0, 2, "Seconds of music made in a second; more is better"),
-    FigureWords("peak_memory_bytes", "Peak memory", "MB", 1e-6, 0, "The most memory the model's process took above its idle size"),
+    FigureWords(
+        "peak_memory_bytes",
+        "Peak memory",
+        "MB",
+        1e-6,
+        0,
+        "The most memory the model's process took above its idle size",
+    ),
     FigureWords("disk_bytes", "Size on disk", "MB", 1e-6, 1, "Every file the model reads to make music"),
 )
 FIGURE = {words.name: words for words in FIGURES}
@@ -105,6 +114,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def spell_ms(value: float) -> str:
+    """A measured time in the unit that suits it: "4 ms", "2.05 s"."""
+    return f"{value:.0f} ms" if value < 1000 else f"{value / 1000:.2f} s"
+
+
 def clock(seconds: float) -> str:
     """A position in a clip: "0:08"."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
@@ -149,4 +163,6 @@ def setting_line(settings: Mapping[str, Any]) -> str:
     if settings["greedy"]:
         return " · ".join([*parts, "greedy"])
     names = {"cfg": "cfg", "temperature": "temperature", "top_k": "top-k", "top_p": "top-p"}
-    return " · ".join(parts + [f"{word} {settings[key]:g}" for key, word in names.items() if settings[key] != default[key]])
+    return " · ".join(
+        parts + [f"{word} {settings[key]:g}" for key, word in names.items() if settings[key] != default[key]]
+    )
