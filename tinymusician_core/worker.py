@@ -155,6 +155,8 @@ class Worker:
         self._folder = Path(tempfile.mkdtemp(prefix="tinymusician-"))
         paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+        # Threads that spin while they wait make every step up to a hundred times slower once another program is busy.
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
         command = [sys.executable, "-m", "tinymusician_core.worker_process", str(self._folder)]
