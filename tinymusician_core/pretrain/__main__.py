@@ -15,6 +15,7 @@ def main() -> None:
         ("codec", "train the spectral codec on the audio"),
         ("tokens", "encode the audio with the codec"),
         ("teacher", "train the text encoder and the language model on the tokens"),
+        ("figures", "print what codec and teacher reach on unseen tunes"),
         ("publish", "write codec, text encoder and teacher into assets"),
         ("manifest", "write assets/MANIFEST.json"),
     ):
@@ -67,6 +68,10 @@ def main() -> None:
         from tinymusician_core.pretrain.teacher import train_teacher
 
         train_teacher(args.work, args.minutes, args.window, args.batch, device=args.device)
+    elif args.stage == "figures":
+        from tinymusician_core.pretrain.figures import print_figures
+
+        print_figures(args.work)
     elif args.stage == "publish":
         from tinymusician_core.pretrain.publish import publish_teacher
 
