@@ -1,0 +1,106 @@
+"""What the commands show: progress with the time left on standard error, tables and JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..records import Figures
+from ..records import Progress as Step
+
+_STAGES = {"loading": "loading", "warm-up": "warming up", "text": "reading", "lm": "composing", "codec": "rendering"}
+
+
+class Bar:
+    """One line of progress: what is going on, how far, for how long, and how long still."""
+
+    def __init__(self, progress: Progress):
+        self._progress = progress
+        self._task = progress.add_task("starting", total=None)
+        self._text = "starting"
+
+    def show(self, text: str, done: float, total: float | None) -> None:
+        """Show `done` of `total` of what `text` says; another text starts the clock anew, no total means unknown."""
+        if text != self._text:
+            self._text = text
+            self._progress.reset(self._task, description=text)
+        self._progress.update(self._task, completed=done, total=total)
+
+    def step(self, who: str, step: Step) -> None:
+        """Show a step of a generation by the model `who`."""
+        known = step.stage in ("lm", "warm-up")
+        self.show(f"{who}: {_STAGES[step.stage]}", step.done, step.total if known else None)
+
+
+@contextmanager
+def bar(console: Console | None = None) -> Iterator[Bar]:
+    """A bar on standard error while the block runs; it leaves nothing behind, and shows nothing in a pipe or a file."""
+    console = Console(stderr=True) if console is None else console
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bar(progress)
+
+
+def emit_json(record: Mapping) -> None:
+    """Print one JSON object as one line."""
+    print(json.dumps(record, allow_nan=False), flush=True)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "not measured" if value is None else form.format(value)
+
+
+def _megabytes(size_bytes: int | None) -> float | None:
+    return None if size_bytes is None else size_bytes / 1e6
+
+
+def print_figures(rows: Sequence[tuple[str, Figures]]) -> None:
+    """A table of figures, one model a row."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model")
+    for name in ("first sound", "per step", "x real time", "total", "peak memory", "on disk"):
+        table.add_column(name, justify="right")
+    for name, figures in rows:
+        table.add_row(
+            escape(name),
+            _shown(figures.first_sound_ms, "{:,.0f} ms"),
+            _shown(figures.ms_per_step, "{:.2f} ms"),
+            _shown(figures.x_realtime, "{:.2f}"),
+            _shown(figures.total_s, "{:.2f} s"),
+            _shown(_megabytes(figures.peak_memory_bytes), "{:,.1f} MB"),
+            _shown(_megabytes(figures.disk_bytes), "{:,.1f} MB"),
+        )
+    _print(table)
+    first = rows[0][1]
+    print(f"{first.device}, {first.threads} threads; median of {first.runs} run{'s' * (first.runs != 1)}")
+
+
+def _print(table: Table) -> None:
+    """A table at its natural width where standard output is no terminal, so that nothing is cut off in a file."""
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, width=200)
+    console.print(table)
+
+
+def print_checks(rows: Sequence[tuple[str, str, str, str]]) -> None:
+    """A table of checks: status, name, what was found, what to do about it."""
+    colour = {"ok": "green", "warn": "yellow", "fail": "red"}
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for status, name, found, hint in rows:
+        table.add_row(f"[{colour[status]}]{status}[/]", name, escape(found), escape(hint))
+    _print(table)
