@@ -8,6 +8,7 @@ from torch import nn
 
 from tinymusician_core.delay import undelay
 from tinymusician_core.engine import Decoder, DecoderConfig, Sampler, frames
+from tinymusician_core.engine.linear import StepLinear
 from tinymusician_core.engine.loop import steps_for
 from tinymusician_core.engine.sampling import guide
 from tinymusician_core.records import Cancelled, SamplingSpec
@@ -146,6 +147,17 @@ def test_wrong_shapes_of_decoder_are_named(change, message):
 def test_a_configuration_that_lacks_a_field_is_named():
     with pytest.raises(ValueError, match="lacks hidden_size"):
         DecoderConfig.from_dict({"vocab_size": 5})
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 17])
+def test_the_product_of_a_step_is_the_plain_product(rows):
+    generator = torch.Generator().manual_seed(rows)
+    linear = StepLinear(24, 40)
+    x = torch.randn(rows, 24, generator=generator)
+    expected = x @ linear.weight.t()
+    torch.testing.assert_close(linear(x), expected)
+    assert linear(x).is_contiguous()
+    torch.testing.assert_close(linear.to(torch.bfloat16)(x.bfloat16()).float(), expected.detach(), atol=0.05, rtol=0.05)
 
 
 class Opaque(nn.Module):

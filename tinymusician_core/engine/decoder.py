@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..delay import pattern
 from .cache import Cache, LayerView
+from .linear import StepLinear
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
@@ -94,15 +95,15 @@ class DecoderLayer(nn.Module):
         self.heads, self.head_width = config.heads, width // config.heads
         self.activation = ACTIVATIONS[config.activation]
         self.self_norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.qkv = StepLinear(width, 3 * width)
+        self.out = StepLinear(width, width)
         self.cross_norm = nn.LayerNorm(width)
-        self.cross_q = nn.Linear(width, width, bias=False)
-        self.cross_kv = nn.Linear(width, 2 * width, bias=False)
-        self.cross_out = nn.Linear(width, width, bias=False)
+        self.cross_q = StepLinear(width, width)
+        self.cross_kv = StepLinear(width, 2 * width)
+        self.cross_out = StepLinear(width, width)
         self.ffn_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, config.ffn, bias=False)
-        self.fc2 = nn.Linear(config.ffn, width, bias=False)
+        self.fc1 = StepLinear(width, config.ffn)
+        self.fc2 = StepLinear(config.ffn, width)
 
     def text_keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B,H,S,d] of text states [B,S,D]."""
@@ -165,7 +166,7 @@ class Decoder(nn.Module):
         )
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.heads = nn.Linear(config.width, config.codebooks * config.entries, bias=False)
+        self.heads = StepLinear(config.width, config.codebooks * config.entries)
         self.register_buffer("positions", sinusoids(POSITIONS, config.width), persistent=False)
 
     def _room_for(self, positions: int) -> None:
