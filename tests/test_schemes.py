@@ -100,6 +100,20 @@ def test_stored_and_restored_is_the_same_module(scheme, kind):
     assert all(tensor.device.type == "cpu" for tensor in restored.state_dict().values())
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("shift", [1, 2, 8])
+def test_tensors_at_odd_addresses_work(scheme, shift):
+    def moved(tensor):
+        room = torch.empty(tensor.numel() + shift, dtype=tensor.dtype)
+        room[shift:] = tensor.reshape(-1)
+        return room[shift:].view(tensor.shape)
+
+    tensors = {name: moved(tensor) for name, tensor in to_tensors(linear(), scheme).items()}
+    x = torch.randn(3, 48)
+    with torch.inference_mode():
+        assert torch.equal(from_tensors(on_meta(linear()), scheme, tensors)(x), pack(linear(), scheme)(x))
+
+
 def test_bytes_are_those_that_the_scheme_promises():
     layer = linear(256, 512, bias=False)
     weights = 256 * 512

@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from .linears import PackedLinear, expect, expect_bias
+from .linears import PackedLinear, aligned, expect, expect_bias
 
 BLOCK = 64  # weights that share one scale in NF4
 
@@ -35,7 +35,7 @@ class BnbInt8Linear(PackedLinear):
 
     def __init__(self, like: nn.Linear, values: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__(like, bias)
-        self.register_buffer("values", values, persistent=False)
+        self.register_buffer("values", aligned(values), persistent=False)
         self.register_buffer("scale", scale, persistent=False)  # the largest weight of each row
 
     @classmethod
@@ -69,7 +69,7 @@ class Nf4Linear(PackedLinear):
 
     def __init__(self, like: nn.Linear, packed: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__(like, bias)
-        self.register_buffer("packed", packed, persistent=False)  # uint8 [O * I / 2, 1]
+        self.register_buffer("packed", aligned(packed), persistent=False)  # uint8 [O * I / 2, 1]
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("code", kernels().get_4bit_type("nf4", device=packed.device), persistent=False)
 

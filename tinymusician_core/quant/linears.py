@@ -38,6 +38,12 @@ def half_of(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return half
 
 
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous and at an address that 64 divides: kernels read whole vectors, files keep no order."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 64 else tensor
+
+
 def expect(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The stored tensor `name`; ModelError where it is missing, or has another shape or type."""
     if name not in tensors:
@@ -121,7 +127,7 @@ class WeightInt8Linear(PackedLinear):
             raise ValueError(
                 f"int8-weight needs inputs that {self.MULTIPLE} divides, got {like.in_features}; int8 takes any"
             )
-        self.register_buffer("values", values.contiguous(), persistent=False)
+        self.register_buffer("values", aligned(values), persistent=False)
         self.register_buffer("scale", scale, persistent=False)
 
     @classmethod

@@ -71,11 +71,16 @@ def scheme_named(name: str) -> Scheme:
     return SCHEMES[name]
 
 
+# EnCodec's k-means statistics: training alone reads them, and their counts do not fit into half precision.
+TRAINING_ONLY = {"EncodecEuclideanCodebook": ("inited", "cluster_size", "embed_avg")}
+
+
 def owned(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters and persistent buffers that a module itself owns, without those of its children."""
+    """The parameters and persistent buffers that a module itself owns and runs on, without those of its children."""
+    unused = {*module._non_persistent_buffers_set, *TRAINING_ONLY.get(type(module).__name__, ())}
     yield from ((name, tensor) for name, tensor in module._parameters.items() if tensor is not None)
     for name, tensor in module._buffers.items():
-        if tensor is not None and name not in module._non_persistent_buffers_set:
+        if tensor is not None and name not in unused:
             yield name, tensor
 
 

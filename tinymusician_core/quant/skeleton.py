@@ -1,0 +1,101 @@
+"""A model's shape without its weights: what a quantized folder's config.json says, and the modules built from it.
+
+Weights are made on the "meta" device, which holds none, so that a quantized model never has a float twin in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..codec.encodec import EncodecCodec
+from ..codec.spectral import SpectralCodec, SpectralConfig
+from ..engine.decoder import Decoder, DecoderConfig
+from ..records import ModelError
+from ..text import TextEncoder
+
+# What generating never runs, EnCodec's encoder and ours once it has been read: quantized models leave it out.
+ENCODERS = ("codec.model.encoder.", "codec._encoder.")
+
+
+class _NoWeights(TorchFunctionMode):
+    """`torch.empty`, with which layers make their weights, gives tensors without memory; all else is made for real."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if function is torch.empty:
+            kwargs["device"] = "meta"
+        return function(*args, **kwargs)
+
+
+class NoEncoder(nn.Module):
+    """Stands where EnCodec's encoder was."""
+
+    def forward(self, *_):
+        raise ModelError("this quantized model was saved without its codec's encoder; it can decode only")
+
+
+def tokenizer_record(tokenizer) -> dict[str, str | None]:
+    """The special tokens that a tokenizer.json does not name."""
+    return {name: getattr(tokenizer, name) for name in ("unk_token", "pad_token", "eos_token")}
+
+
+def describe(modules: nn.ModuleDict) -> dict:
+    """The sizes of a pipeline's modules, as JSON: decoder, text (T5 and its projection), codec.
+
+    Raises:
+        ValueError: a codec of another kind than ours and EnCodec.
+    """
+    text_encoder, codec = modules["text_encoder"], modules["codec"]
+    projection = text_encoder.projection
+    if isinstance(codec, SpectralCodec):
+        sound = {"kind": "spectral", "config": asdict(codec.config)}
+    elif isinstance(codec, EncodecCodec):
+        channels = codec.channels // codec.model.config.audio_channels
+        sound = {"kind": "encodec", "config": codec.model.config.to_dict(), "audio_channels": channels}
+    else:
+        raise ValueError(
+            f"a {type(codec).__name__} cannot be saved in a quantized model; a spectral codec or EnCodec can"
+        )
+    return {
+        "decoder": asdict(modules["decoder"].config),
+        "text": {
+            "config": text_encoder.encoder.config.to_dict(),
+            "projection": isinstance(projection, nn.Linear),
+            "tokenizer": tokenizer_record(text_encoder.tokenizer),
+        },
+        "codec": sound,
+    }
+
+
+def build(record: Mapping, tokenizer_file: Path) -> nn.ModuleDict:
+    """The modules "decoder", "text_encoder" and "codec" of a `describe` record, without weights."""
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    shape = DecoderConfig(**record["decoder"])
+    text = record["text"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), **text["tokenizer"])
+    with _NoWeights():
+        encoder = T5EncoderModel(T5Config.from_dict(text["config"]))
+        projection = nn.Linear(encoder.config.d_model, shape.width) if text["projection"] else None
+        modules = {
+            "decoder": Decoder(shape),
+            "text_encoder": TextEncoder(tokenizer, encoder, projection),
+            "codec": _codec(record["codec"]),
+        }
+    return nn.ModuleDict(modules).eval().requires_grad_(False)
+
+
+def _codec(record: Mapping) -> nn.Module:
+    if record["kind"] == "spectral":
+        return SpectralCodec(SpectralConfig(**record["config"]))
+    from transformers import EncodecConfig, EncodecModel
+
+    model = EncodecModel(EncodecConfig.from_dict(record["config"]))
+    model.encoder = NoEncoder()
+    return EncodecCodec(model, record["audio_channels"])
