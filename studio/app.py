@@ -45,7 +45,8 @@ def serve(
     bench = Bench(output_folder(output_dir), make_clip)
     page = lay_out(bench, unknown_words)
     try:
-        launch(page, bench, host, port, open_browser)
+        url = launch(page, bench, host, port, open_browser)
+        print(f"TinyMusician is at {url} and keeps its clips in {bench.folder}. Ctrl-C ends it.", flush=True)
         page.block_thread()
     finally:
         bench.close()

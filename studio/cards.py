@@ -176,8 +176,8 @@ def _working(state: Card, folder: Path) -> str:
     value = f' aria-valuenow="{percent:.0f}"' if known else ""
     return (
         '<div class="tm-staff" aria-hidden="true"></div>'
-        f'<div class="tm-progress{"" if known else " is-open"}" role="progressbar" aria-label="{stage}" aria-valuemin="0"'
-        f' aria-valuemax="100"{value}><i style="width:{percent:.1f}%"></i></div>'
+        f'<div class="tm-progress{"" if known else " is-open"}" role="progressbar" aria-label="{stage}"'
+        f' aria-valuemin="0" aria-valuemax="100"{value}><i style="width:{percent:.1f}%"></i></div>'
         f'<p class="tm-state"><b>{stage}</b><span>{" · ".join(parts)}</span></p>{figures(None)}'
     )
 

@@ -87,7 +87,7 @@ class VoteRow:
 
 
 class Store:
-    """Takes, clips and votes of one output folder. Safe to use from several threads: each call opens its own connection."""
+    """Takes, clips and votes of one output folder; usable from several threads: each call has its own connection."""
 
     def __init__(self, folder: Path):
         self.path = Path(folder) / FILE_NAME
@@ -145,7 +145,7 @@ class Store:
 
     def add_vote(self, vote: VoteRow) -> None:
         """Store a vote. Raises ValueError when this pair has been judged before."""
-        columns = (
+        names = (
             "pair",
             "choice",
             "heard_a_s",
@@ -157,15 +157,13 @@ class Store:
             "clip_a",
             "clip_b",
         )
-        values = [getattr(vote, name) for name in columns]
-        marks = ", ".join("?" * (len(columns) + 1))
-        try:
-            with self._open() as db:
-                db.execute(
-                    f"INSERT INTO votes ({', '.join(columns)}, created_at) VALUES ({marks})", (*values, time.time())
-                )
-        except sqlite3.IntegrityError as error:
-            raise ValueError("this pair has been judged already; the next one is waiting") from error
+        row = {**{name: getattr(vote, name) for name in names}, "created_at": time.time()}
+        marks = ", ".join(f":{name}" for name in row)
+        with self._open() as db:
+            query = f"INSERT INTO votes ({', '.join(row)}) VALUES ({marks}) ON CONFLICT (pair) DO NOTHING"
+            stored = db.execute(query, row).rowcount
+        if not stored:
+            raise ValueError("this pair has been judged already; the next one is waiting")
 
     def votes(self) -> list[VoteRow]:
         with self._open() as db:
@@ -195,7 +193,5 @@ class Store:
                 with db:
                     db.execute("BEGIN IMMEDIATE")
                     yield db
-        except sqlite3.IntegrityError:
-            raise
         except sqlite3.Error as error:
             raise StoreError(f"the history file {self.path} cannot be used ({error})") from error

@@ -158,7 +158,7 @@ def wilson(wins: int, total: int, z: float = Z_95) -> tuple[float, float]:
     share = wins / total
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return (middle - half if wins else 0.0), (middle + half if wins < total else 1.0)
 
 
 def _grouped(takes: Iterable[Take]) -> dict[tuple[str, str], dict[str, ClipRow]]:
