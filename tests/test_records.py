@@ -1,3 +1,4 @@
+import importlib
 import json
 import subprocess
 import sys
@@ -36,8 +37,7 @@ def test_unknown_public_name_is_told_with_those_there_are():
 
 
 def test_a_package_named_like_a_public_function_can_be_called():
-    import tinymusician_core.distill.divergence
-
+    importlib.import_module("tinymusician_core.distill.divergence")
     assert callable(tm.distill)
     assert tm.distill is sys.modules["tinymusician_core.distill"]
     assert tm.distill.divergence is sys.modules["tinymusician_core.distill.divergence"]
