@@ -24,6 +24,7 @@ MARK = (
     '<rect x="12.7" y="4" width="5" height="32" rx="2.5"/><rect x="22.3" y="10" width="5" height="20" rx="2.5"/>'
     '<circle cx="34.5" cy="20" r="3.5"/></svg>'
 )
+MAX_LISTED = 60
 CHART = (("x_realtime", "more is better"), ("peak_memory_bytes", "less is better"), ("disk_bytes", "less is better"))
 
 
@@ -128,7 +129,9 @@ def history(takes: Sequence[Take]) -> str:
         return (
             '<div class="tm-empty">No takes yet. What you generate is kept here, also after the page is closed.</div>'
         )
-    return f'<ol class="tm-takes">{"".join(_take(take) for take in takes)}</ol>'
+    rest = len(takes) - MAX_LISTED
+    more = f'<div class="tm-empty">{rest} older ones are in the output folder.</div>' if rest > 0 else ""
+    return f'<ol class="tm-takes">{"".join(_take(take) for take in takes[:MAX_LISTED])}</ol>{more}'
 
 
 def _shown(words: wording.FigureWords, values: dict | None) -> tuple[str, str]:
@@ -185,10 +188,12 @@ def _working(state: Card, folder: Path) -> str:
 def _done(state: Card, folder: Path) -> str:
     clip, title = state.clip, wording.model_title(state.model)
     path = folder / clip.file
-    if not path.is_file():
-        gone = f'<p class="tm-state">Its file {escape(clip.file)} is gone.</p>'
+    try:
+        picture = plots.mask_uri(path)
+    except (OSError, ValueError):
+        gone = f'<p class="tm-state">Its file {escape(clip.file)} is gone or cannot be read.</p>'
         return f'<div class="tm-staff"></div>{gone}{figures(clip.figures)}'
-    sound = player(file_url(path), title, clip.audio_s, plots.mask_uri(path), extra=download(path, "WAV", "is-clip"))
+    sound = player(file_url(path), title, clip.audio_s, picture, extra=download(path, "WAV", "is-clip"))
     return sound + figures(clip.figures) + _split(clip)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tinymusician_core import audio
+
 LOW_HZ, HIGH_HZ = 55.0, 14_080.0
 RANGE_DB = 66.0
 COLUMNS, ROWS = 640, 168
@@ -21,16 +23,16 @@ WINDOW = 4096
 AXIS_HZ = ((110, "110"), (440, "440"), (1760, "1.8k"), (7040, "7k"))
 
 
-def spectrogram(audio: np.ndarray, sample_rate_hz: int) -> np.ndarray:
+def spectrogram(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
     """Loudness over time and log frequency, 0 (silent) to 1 (the loudest spot), low frequencies in the last row.
 
     Args:
-        audio: float32 [C,N].
+        samples: float32 [C,N].
     Returns:
         float32 [ROWS, COLUMNS]; 0 everywhere for silence. Covers `LOW_HZ` to `HIGH_HZ`; `RANGE_DB` under
         the peak is 0.
     """
-    mono = np.asarray(audio, dtype=np.float32).mean(axis=0)
+    mono = np.asarray(samples, dtype=np.float32).mean(axis=0)
     padded = np.pad(mono, (WINDOW // 2, WINDOW // 2 + 1))
     starts = np.linspace(0, max(len(mono) - 1, 0), COLUMNS).astype(int)
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[starts] * np.hanning(WINDOW).astype(np.float32)
@@ -61,14 +63,13 @@ def mask_png(levels: np.ndarray) -> bytes:
 
 @lru_cache(maxsize=64)
 def _mask_uri(path: str, changed: float) -> str:
-    import soundfile
-
-    audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return "data:image/png;base64," + base64.b64encode(mask_png(spectrogram(audio.T, rate))).decode()
+    sound = audio.read(path)
+    picture = mask_png(spectrogram(sound.audio, sound.sample_rate_hz))
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
 
 
 def mask_uri(path: Path) -> str:
-    """The spectrogram mask of a WAV file as a data URI. Raises OSError when the file is gone."""
+    """The spectrogram mask of a WAV file as a data URI. Raises OSError or ValueError when it cannot be read."""
     return _mask_uri(str(path), path.stat().st_mtime)
 
 

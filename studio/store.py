@@ -135,13 +135,17 @@ class Store:
     def take(self, take_id: int) -> Take | None:
         with self._open() as db:
             found = db.execute("SELECT * FROM takes WHERE id = ?", (take_id,)).fetchone()
-            return self._take(db, found) if found else None
+            clips = db.execute("SELECT * FROM clips WHERE take_id = ? ORDER BY id", (take_id,)).fetchall()
+        return _take(found, clips) if found else None
 
     def takes(self) -> list[Take]:
         """Every take that has at least one clip, newest first."""
-        query = "SELECT * FROM takes WHERE id IN (SELECT take_id FROM clips) ORDER BY id DESC"
         with self._open() as db:
-            return [self._take(db, row) for row in db.execute(query).fetchall()]
+            clips: dict[int, list[sqlite3.Row]] = {}
+            for row in db.execute("SELECT * FROM clips ORDER BY id").fetchall():
+                clips.setdefault(row["take_id"], []).append(row)
+            takes = db.execute("SELECT * FROM takes ORDER BY id DESC").fetchall()
+        return [_take(row, clips[row["id"]]) for row in takes if row["id"] in clips]
 
     def add_vote(self, vote: VoteRow) -> None:
         """Store a vote. Raises ValueError when this pair has been judged before."""
@@ -169,12 +173,6 @@ class Store:
         with self._open() as db:
             return [VoteRow(**dict(row)) for row in db.execute("SELECT * FROM votes ORDER BY created_at").fetchall()]
 
-    def _take(self, db: sqlite3.Connection, row: sqlite3.Row) -> Take:
-        found = db.execute("SELECT * FROM clips WHERE take_id = ? ORDER BY id", (row["id"],)).fetchall()
-        clips = tuple(ClipRow(**{**dict(clip), "figures": json.loads(clip["figures"])}) for clip in found)
-        settings, models = json.loads(row["settings"]), tuple(json.loads(row["models"]))
-        return Take(row["id"], row["created_at"], row["prompt"], settings, models, clips, bool(row["blind"]))
-
     def _create(self, db: sqlite3.Connection) -> None:
         for statement in SCHEMA.split(";"):
             db.execute(statement)
@@ -195,3 +193,9 @@ class Store:
                     yield db
         except sqlite3.Error as error:
             raise StoreError(f"the history file {self.path} cannot be used ({error})") from error
+
+
+def _take(row: sqlite3.Row, clips: list[sqlite3.Row]) -> Take:
+    made = tuple(ClipRow(**{**dict(clip), "figures": json.loads(clip["figures"])}) for clip in clips)
+    settings, models = json.loads(row["settings"]), tuple(json.loads(row["models"]))
+    return Take(row["id"], row["created_at"], row["prompt"], settings, models, made, bool(row["blind"]))

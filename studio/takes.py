@@ -15,7 +15,8 @@ import time
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from tinymusician_core.files import whole_file
 from tinymusician_core.records import Cancelled, Clip, Figures, Progress, SamplingSpec, check_prompt
 
 State = Literal["idle", "waiting", "working", "done", "failed", "cancelled", "missing"]
-BEAT_S = 0.4
+BEAT_S = 0.5  # seldom enough that drawing the page does not slow the model it tells of
 MAX_ORDERS = 64
 MAX_MODEL_CHARS = 300
 MAX_MODELS = 4
@@ -159,6 +160,7 @@ class Bench:
         try:
             yield Card(model, "working")
             while not future.done():
+                wait([future], timeout=BEAT_S)
                 progress = _latest(news, progress)
                 yield Card(model, "working", progress, waited_s=time.monotonic() - began)
             yield _outcome(model, future)
@@ -220,13 +222,11 @@ def free_path(folder: Path, stem: str) -> Path:
 
 
 def _latest(news: queue.SimpleQueue, last: Progress | None) -> Progress | None:
-    """The newest progress, waiting one beat for it; the last one when nothing new came."""
-    try:
-        last = news.get(timeout=BEAT_S)
+    """The newest progress; the last one when nothing new came."""
+    with suppress(queue.Empty):
         while True:
             last = news.get_nowait()
-    except queue.Empty:
-        return last
+    return last
 
 
 def _outcome(model: str, future: Future) -> Card:

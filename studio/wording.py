@@ -26,10 +26,12 @@ STAGES = {
 EXAMPLES = (
     "a calm piano waltz in G major",
     "a lively fiddle reel",
-    "a slow sad cello melody in D minor",
+    "a slow, sad cello air in D minor",
     "a bright flute jig with guitar chords",
-    "an organ chorale, gentle and slow",
-    "a happy march with trumpet, bass and drums",
+    "a gentle church organ melody",
+    "a happy trumpet march with bass and drums",
+    "a dreamy harp song",
+    "a playful marimba polka",
 )
 SETTINGS = {
     "seconds": ("Seconds", "0.5 to 30"),

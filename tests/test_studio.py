@@ -5,6 +5,7 @@ import math
 import re
 import threading
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -263,6 +264,15 @@ def test_without_a_family_no_word_is_called_unknown(tmp_path, monkeypatch):
     assert core.unknown_words("a zither") == []
 
 
+FAMILY_WORDS = Path(__file__).resolve().parents[1] / "assets" / core.TOKENIZER
+
+
+@pytest.mark.skipif(not FAMILY_WORDS.is_file(), reason="the demo family is not in assets/")
+def test_the_demo_family_knows_every_word_of_the_examples(monkeypatch):
+    monkeypatch.delenv("TINYMUSICIAN_ASSETS", raising=False)
+    assert {prompt: core.unknown_words(prompt) for prompt in wording.EXAMPLES} == dict.fromkeys(wording.EXAMPLES, [])
+
+
 def test_the_hint_names_the_words():
     assert wording.unknown_words_hint([]) == ""
     assert wording.unknown_words_hint(["zither"]) == (
@@ -350,6 +360,15 @@ def test_a_card_shows_every_figure_and_says_what_was_not_measured(bench):
     assert 'download="a-calm-piano-waltz_teacher_seed7.wav"' in markup
     bench.path(done.clip).unlink()
     assert "is gone" in cards.card(done, bench.folder)
+    bench.path(done.clip).write_bytes(b"no sound")
+    assert "cannot be read" in cards.card(done, bench.folder)
+
+
+def test_a_long_history_is_cut_off_and_says_so():
+    takes = [Take(i, 0.0, "x", SamplingSpec().as_dict(), (), ()) for i in range(cards.MAX_LISTED + 5)]
+    markup = cards.history(takes)
+    assert markup.count("data-take=") == cards.MAX_LISTED
+    assert "5 older ones are in the output folder" in markup
 
 
 def test_progress_tells_stage_share_and_time_left(bench):
