@@ -91,6 +91,34 @@ def test_compare_gives_a_record_a_variant(capsys, demo_family, tmp_path):
     assert all(audio.read(record["path"]).seconds == pytest.approx(0.5, abs=0.1) for record in variants)
 
 
+def test_quantize_writes_a_model_that_plays(capsys, demo_family, tmp_path):
+    folder = tmp_path / "small"
+    code, out, err = run(capsys, "quantize", "--model", "student", "--preset", "int8", "-o", str(folder), "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out.splitlines()[-1])
+    assert (record["model"], record["plan"], record["path"]) == ("student", "int8", str(folder))
+    assert record["disk_bytes"] == sum(file.stat().st_size for file in folder.iterdir()) < record["source_bytes"]
+    assert record["modules"]["int8"] > 0
+    replay = tmp_path / "again"
+    code, out, _ = run(capsys, "quantize", "--plan", str(folder / "plan.json"), "-o", str(replay))
+    assert code == 0
+    assert f"wrote {replay}" in out
+    assert (replay / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    clip = str(tmp_path / "a.wav")
+    assert run(capsys, "generate", PROMPT, "--model", str(folder), "--seconds", "0.5", "-o", clip)[0] == 0
+
+
+def test_ctrl_c_in_the_middle_of_quantize_leaves_nothing(capsys, demo_family, tmp_path, monkeypatch):
+    def stop(bar, text, done, total):
+        if done > 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(show.Bar, "show", stop)
+    code, _, err = run(capsys, "quantize", "-o", str(tmp_path / "small"))
+    assert (code, err) == (130, "tinymusician quantize: stopped\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -114,6 +142,10 @@ def test_compare_gives_a_record_a_variant(capsys, demo_family, tmp_path):
         (["compare", PROMPT, "--models", "teacher,studnet"], "got 'studnet'"),
         (["compare", PROMPT, "--models", ""], "no such model: got ''"),
         (["compare", PROMPT, "--models", "student,student"], "each once"),
+        (["quantize", "--preset", "int3", "-o", "small"], "no such preset: 'int3'; allowed: paper, int8, fast"),
+        (["quantize", "--plan", "no.json", "-o", "small"], "the plan no.json cannot be read"),
+        (["quantize", "--model", "studnet", "-o", "small"], "no such model: got 'studnet'"),
+        (["quantize"], "required: -o/--output"),
         (["compare", PROMPT, "--runs", "0"], "runs must be a whole number of 1 or more, got '0'"),
     ],
 )

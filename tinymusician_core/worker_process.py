@@ -154,6 +154,7 @@ def import_everything() -> None:
 
     from . import variants  # noqa: F401
     from .codec import encodec, spectral  # noqa: F401
+    from .quant import apply  # noqa: F401
 
 
 def touch_kernels() -> None:
@@ -161,9 +162,13 @@ def touch_kernels() -> None:
     import torch
     from torch.nn import functional
 
+    from .quant.schemes import pack
+
     with torch.inference_mode():
         rows, window = torch.ones(2, 1, 64), torch.ones(640)
-        product = torch.nn.Linear(64, 64)(rows).unsqueeze(1)
+        linear = torch.nn.Linear(64, 64)
+        for scheme in ("fp32", "int8", "int8-weight", "bf16"):
+            product = pack(linear, scheme)(rows).unsqueeze(1)
         functional.scaled_dot_product_attention(product, product, product)
         functional.gelu(functional.layer_norm(rows, (64,)))
         torch.multinomial(torch.softmax(rows[:, 0], -1), 1, generator=torch.Generator())
