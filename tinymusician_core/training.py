@@ -130,8 +130,9 @@ class Trainer:
         partial.replace(self.folder / CHECKPOINT)
 
     def log(self, record: dict[str, float | int]) -> None:
+        """Append a record to the folder's log.jsonl, with the step and the seconds of training."""
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps({"step": self.step, "elapsed_s": round(self.elapsed_s, 1), **record}) + "\n")
 
     def train_step(self, loss: LossFunction) -> dict[str, Tensor]:
         """One optimiser step."""
@@ -172,36 +173,31 @@ class Trainer:
         on_progress: Callable[[TrainProgress], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """Train until the budget is spent or `should_stop` says so; a checkpoint is written at the end in
-        either case."""
+        """Train until the budget is spent or `should_stop` says so; a checkpoint is written at the end either way."""
         began, base = time.monotonic(), self.elapsed_s
         saved = validated = began
-        sums: dict[str, float] = {}
+        window: list[dict[str, Tensor]] = []
         while self.fraction < 1.0 and not (should_stop and should_stop()):
-            losses = self.train_step(loss)
+            window.append({name: value.detach() for name, value in self.train_step(loss).items()})
             now = time.monotonic()
             self.elapsed_s = base + now - began
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
             if self.step % self.settings.log_every == 0:
-                means = {k: v / self.settings.log_every for k, v in sums.items()}
-                sums = {}
-                self.log(
-                    {"step": self.step, "elapsed_s": round(self.elapsed_s, 1), "lr": self.learning_rate(), **means}
-                )
-                if on_progress:
-                    spent = max(self.fraction, 1e-9)
-                    on_progress(
-                        TrainProgress(
-                            self.step, self.fraction, self.elapsed_s, self.elapsed_s * (1 - spent) / spent, means
-                        )
-                    )
+                self._report(window, on_progress)
+                window = []
             if validate and now - validated > self.settings.validate_every_s:
-                self.log({"step": self.step, "elapsed_s": round(self.elapsed_s, 1), **validate()})
+                self.log(validate())
                 validated = time.monotonic()
             if now - saved > self.settings.checkpoint_every_s:
                 self.save()
                 saved = time.monotonic()
         self.save()
         if validate:
-            self.log({"step": self.step, "elapsed_s": round(self.elapsed_s, 1), **validate()})
+            self.log(validate())
+
+    def _report(self, window: list[dict[str, Tensor]], on_progress: Callable[[TrainProgress], None] | None) -> None:
+        """Log the means of the steps since the last report, and pass them on."""
+        means = {name: float(torch.stack([losses[name] for losses in window]).mean()) for name in window[0]}
+        self.log({"lr": self.learning_rate(), **means})
+        if on_progress:
+            eta_s = self.elapsed_s * (1 - self.fraction) / max(self.fraction, 1e-9)
+            on_progress(TrainProgress(self.step, self.fraction, self.elapsed_s, eta_s, means))
