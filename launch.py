@@ -306,7 +306,10 @@ def open_studio(options):
         from studio.app import serve
     except ImportError as error:
         raise Problem(f"a package is damaged ({error}); delete {VENV} and start again.") from error
-    serve(host=options.host, port=options.port, open_browser=not options.no_browser, output_dir=output)
+    try:
+        serve(host=options.host, port=options.port, open_browser=not options.no_browser, output_dir=output)
+    except RuntimeError as error:
+        raise Problem(f"the studio stopped: {error}") from error
     return 0
 
 

@@ -23,15 +23,16 @@ class Bar:
 
     def __init__(self, progress: Progress):
         self._progress = progress
-        self._task = progress.add_task("starting", total=None)
+        self._task = progress.add_task("starting", total=None, left="")
         self._text = "starting"
 
     def show(self, text: str, done: float, total: float | None) -> None:
         """Show `done` of `total` of what `text` says; another text starts the clock anew, no total means unknown."""
         if text != self._text:
             self._text = text
-            self._progress.reset(self._task, description=text)
-        self._progress.update(self._task, completed=done, total=total)
+            self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(text, total=total, left="left" if total else "")
+        self._progress.update(self._task, completed=done)
 
     def step(self, who: str, step: Step) -> None:
         """Show a step of a generation by the model `who`."""
@@ -48,8 +49,8 @@ def bar(console: Console | None = None) -> Iterator[Bar]:
         BarColumn(),
         TaskProgressColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bar(progress)
