@@ -140,7 +140,7 @@ def _shown(words: wording.FigureWords, values: dict | None) -> tuple[str, str]:
 
 def _figure(name: str, label: str, meaning: str, number: str, unit: str) -> str:
     kind = ' class="is-missing"' if number == wording.NOT_MEASURED else ""
-    shown = (f"<b{kind}>{number}</b>" if number else "") + (f"<small>{escape(unit)}</small>" if unit else "")
+    shown = (f"<b{kind}>{number}</b>" if number else "") + (f" <small>{escape(unit)}</small>" if unit else "")
     return f'<div data-figure="{name}" title="{escape(meaning)}"><dt>{label}</dt><dd>{shown}</dd></div>'
 
 
@@ -170,6 +170,8 @@ def _quiet(state: Card, folder: Path) -> str:
 def _working(state: Card, folder: Path) -> str:
     progress = state.progress
     stage = wording.STAGES[progress.stage] if progress else "Starting its process"
+    if state.runs > 1 and state.run > 0:
+        stage += f", run {state.run} of {state.runs}"
     known = progress is not None and progress.total > 1
     percent = 100 * progress.done / progress.total if known else 0
     parts = [f"{percent:.0f}%"] if known else []
@@ -204,11 +206,13 @@ def _failed(state: Card, folder: Path) -> str:
 
 
 def _split(clip: ClipRow) -> str:
-    """Where the time went: one quiet line under the figures."""
+    """Where the time went, and how often it was measured: one quiet line under the figures."""
+    runs = clip.figures.get("runs")
+    counted = [f"median of {runs} runs" if runs > 1 else "one run"] if runs else []
     stages = clip.figures.get("stages_ms") or {}
     names = (("text", "text"), ("lm", "composing"), ("codec", "sound"))
     parts = [f"{word} {wording.spell_ms(stages[key])}" for key, word in names if stages.get(key) is not None]
-    return f'<p class="tm-split">{escape(" · ".join(parts))}</p>' if parts else ""
+    return f'<p class="tm-split">{escape(" · ".join(counted + parts))}</p>' if counted + parts else ""
 
 
 def _bars(name: str, hint: str, made: Sequence[Card]) -> str:

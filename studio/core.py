@@ -24,14 +24,15 @@ def make_clip(
     model: str,
     prompt: str,
     sampling: SamplingSpec,
+    runs: int,
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> Made:
-    """One clip from one model in a fresh process, measured once after a warm-up.
+    """One clip from one model in a fresh process, measured after a warm-up; the figures are medians of the runs.
 
     Raises ValueError, ModelError, Cancelled and WorkerDied as the core's `measure` does, each with one sentence.
     """
-    measured = measure(model, prompt, sampling, runs=1, on_progress=on_progress, should_stop=should_stop)
+    measured = measure(model, prompt, sampling, runs, on_progress=on_progress, should_stop=should_stop)
     return Made(measured.clip, measured.figures)
 
 

@@ -54,7 +54,7 @@ def spectrogram(samples: np.ndarray, sample_rate_hz: int) -> np.ndarray:
 
 def mask_png(levels: np.ndarray) -> bytes:
     """A picture whose alpha is `levels` [rows, columns] in 0..1, bent a little so that partials stand out."""
-    alpha = np.round(255 * np.asarray(levels) ** 1.5).astype(np.uint8)
+    alpha = np.round(255 * np.asarray(levels) ** 1.8).astype(np.uint8)
     picture = Image.fromarray(np.stack([np.zeros_like(alpha), alpha], axis=-1))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,7 @@ from tinymusician_core.records import Cancelled, Clip, Figures, Progress, Sampli
 State = Literal["idle", "waiting", "working", "done", "failed", "cancelled", "missing"]
 BEAT_S = 0.5  # seldom enough that drawing the page does not slow the model it tells of
 MAX_ORDERS = 64
+MEASURED_RUNS = 3
 MAX_MODEL_CHARS = 300
 MAX_MODELS = 4
 
@@ -41,12 +42,12 @@ class Made:
     figures: Figures
 
 
-Maker = Callable[[str, str, SamplingSpec, Callable[[Progress], None], Callable[[], bool]], Made]
+Maker = Callable[[str, str, SamplingSpec, int, Callable[[Progress], None], Callable[[], bool]], Made]
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of one model in a take. `waited_s` is how long it has been computing so far."""
+    """What is known of one model in a take: it has been computing for `waited_s`, and is at `run` of `runs`."""
 
     model: str
     state: State = "idle"
@@ -54,6 +55,8 @@ class Card:
     clip: ClipRow | None = None
     message: str = ""
     waited_s: float = 0.0
+    run: int = 1
+    runs: int = 1
 
 
 @dataclass
@@ -68,6 +71,10 @@ class Order:
     stop: threading.Event = field(default_factory=threading.Event)
     started: threading.Event = field(default_factory=threading.Event)
     done: threading.Event = field(default_factory=threading.Event)
+
+    def runs(self, model: str) -> int:
+        """How often a model plays, so that its figures are medians: once in a blind take, or where it is a big one."""
+        return MEASURED_RUNS if model in wording.MODELS and not self.blind else 1
 
 
 class Bench:
@@ -156,13 +163,13 @@ class Bench:
         thread = ThreadPoolExecutor(1, thread_name_prefix="take")
         future = thread.submit(self._work, order, model, news.put, lambda: order.stop.is_set() or left.is_set())
         thread.shutdown(wait=False)
-        began, progress = time.monotonic(), None
+        began, card = time.monotonic(), Card(model, "working", run=0, runs=order.runs(model))
         try:
-            yield Card(model, "working")
+            yield card
             while not future.done():
                 wait([future], timeout=BEAT_S)
-                progress = _latest(news, progress)
-                yield Card(model, "working", progress, waited_s=time.monotonic() - began)
+                card = replace(_caught_up(card, news), waited_s=time.monotonic() - began)
+                yield card
             yield _outcome(model, future)
         finally:
             left.set()
@@ -172,7 +179,7 @@ class Bench:
         with self._turn:
             if should_stop():
                 raise Cancelled("the take was stopped")
-            made = self._make(model, order.prompt, order.sampling, on_progress, should_stop)
+            made = self._make(model, order.prompt, order.sampling, order.runs(model), on_progress, should_stop)
             return self._keep(order, model, made)
 
     def _keep(self, order: Order, model: str, made: Made) -> ClipRow:
@@ -221,12 +228,14 @@ def free_path(folder: Path, stem: str) -> Path:
     return path
 
 
-def _latest(news: queue.SimpleQueue, last: Progress | None) -> Progress | None:
-    """The newest progress; the last one when nothing new came."""
+def _caught_up(card: Card, news: queue.SimpleQueue) -> Card:
+    """The card with the newest progress; each run begins with the text."""
+    run, progress = card.run, card.progress
     with suppress(queue.Empty):
         while True:
-            last = news.get_nowait()
-    return last
+            progress = news.get_nowait()
+            run += progress.stage == "text" and progress.done == 0
+    return replace(card, run=run, progress=progress)
 
 
 def _outcome(model: str, future: Future) -> Card:

@@ -31,7 +31,7 @@ EXAMPLES = (
     "a gentle church organ melody",
     "a happy trumpet march with bass and drums",
     "a dreamy harp song",
-    "a playful marimba polka",
+    "a playful marimba jig",
 )
 SETTINGS = {
     "seconds": ("Seconds", "0.5 to 30"),

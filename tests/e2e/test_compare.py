@@ -156,7 +156,7 @@ def test_words_that_no_model_knows_are_named_and_shown_as_typed(open_page):
 
 def test_a_killed_worker_is_named_and_the_others_still_play(open_page, studio):
     page = open_page()
-    generate(page, seconds="20")
+    generate(page, seconds="10")
     page.wait_for_selector(f'{card("teacher", "working")} .tm-state:has-text("Composing")')
     for worker in studio.workers():
         worker.kill()
@@ -169,7 +169,7 @@ def test_a_killed_worker_is_named_and_the_others_still_play(open_page, studio):
 
 def test_a_refresh_in_the_middle_keeps_what_was_finished(open_page, studio):
     page = open_page()
-    generate(page, "a slow march", seconds="20")
+    generate(page, "a slow march", seconds="10")
     page.wait_for_selector(card("teacher", "done"))
     page.wait_for_selector(card("student", "working"))
     page.reload()
@@ -187,7 +187,7 @@ def test_a_refresh_in_the_middle_keeps_what_was_finished(open_page, studio):
 
 def test_a_second_page_waits_its_turn_and_is_told_so(open_page):
     first, second, third = open_page(), open_page(), open_page()
-    generate(first, seconds="20")
+    generate(first, seconds="10")
     first.wait_for_selector(card("teacher", "working"))
     generate(second, "a slow march in D minor", seconds="1")
     generate(third, "a lively flute", seconds="1")
