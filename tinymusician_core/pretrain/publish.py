@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import torch
@@ -52,14 +53,29 @@ def publish_teacher(work: Path, assets: Path) -> None:
     save_family(models / "teacher", "teacher", model.config.decoder_config().to_dict(), state, dtype=torch.float32)
 
 
+def recipe_commit(folder: Path) -> str:
+    """The commit of the code that is checked out; RuntimeError outside a git checkout."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"{folder} is in no git checkout, so the manifest cannot say which commit made its files")
+    return done.stdout.strip()
+
+
 def write_manifest(assets: Path) -> Path:
-    """assets/MANIFEST.json: path, size, sha256, licence and recipe of every file beside it."""
-    files = []
-    for path in sorted(p for p in assets.rglob("*") if p.is_file() and p.name != "MANIFEST.json"):
-        name = path.relative_to(assets).as_posix()
-        part = name.split("/")[1] if name.startswith("models/") and name.count("/") > 1 else ""
-        record = {"path": name, "bytes": path.stat().st_size, "sha256": sha256_of(path), "licence": LICENCE}
-        files.append(record | ({"recipe": RECIPES[part]} if part in RECIPES else {}))
-    with whole_file(assets / "MANIFEST.json") as target:
-        target.write_text(json.dumps({"sources": SOURCES, "files": files}, indent=1) + "\n", encoding="utf-8")
-    return assets / "MANIFEST.json"
+    """assets/MANIFEST.json: path, size, sha256, licence, recipe and commit of every file beside it.
+
+    A file that has not changed since the last manifest keeps its commit; a new one gets the commit checked out.
+    """
+    target = assets / "MANIFEST.json"
+    earlier = json.loads(target.read_text(encoding="utf-8"))["files"] if target.exists() else []
+    known = {(record["path"], record["sha256"]): record["commit"] for record in earlier}
+    commit, files = recipe_commit(assets), []
+    for path in sorted(p for p in assets.rglob("*") if p.is_file() and p != target):
+        name, digest = path.relative_to(assets).as_posix(), sha256_of(path)
+        record = {"path": name, "bytes": path.stat().st_size, "sha256": digest, "licence": LICENCE}
+        part = name.split("/")[1] if name.startswith("models/") else ""
+        recipe = {"recipe": RECIPES[part]} if part in RECIPES else {}
+        files.append(record | recipe | {"commit": known.get((name, digest), commit)})
+    with whole_file(target) as partial:
+        partial.write_text(json.dumps({"sources": SOURCES, "files": files}, indent=1) + "\n", encoding="utf-8")
+    return target
