@@ -28,7 +28,9 @@ def build_editable(directory, config_settings=None, metadata_directory=None):
     if pathlib.Path("full").exists():
         raise OSError(28, "No space left on device")
     name = "tinymusician-0.1.0-py3-none-any.whl"
-    extras = "Provides-Extra: train\\nProvides-Extra: test\\nRequires-Dist: tinyextra; extra == 'test'\\n"
+    extras = "Provides-Extra: train\\n"
+    for extra in ("test", "audiocraft"):
+        extras += f"Provides-Extra: {extra}\\nRequires-Dist: tinyextra; extra == '{extra}'\\n"
     with zipfile.ZipFile(pathlib.Path(directory, name), "w") as wheel:
         info = "tinymusician-0.1.0.dist-info/"
         wheel.writestr("tinymusician_here.pth", str(pathlib.Path.cwd()))
@@ -56,6 +58,9 @@ test = [
     "tinymusician[train]",
     "tinyextra",
 ]
+audiocraft = [
+    "tinyextra",
+]
 """
 SERVE = """
 import tinybase
@@ -74,12 +79,12 @@ def load_launch():
 launch = load_launch()
 
 
-def make_wheel(folder, name, files):
-    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
-        info = f"{name}-1.0.dist-info/"
+def make_wheel(folder, name, files, version="1.0", requires=""):
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        info = f"{name}-{version}.dist-info/"
         for path, text in files.items():
             wheel.writestr(path, text)
-        wheel.writestr(info + "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        wheel.writestr(info + "METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{requires}")
         wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(info + "RECORD", "".join(f"{path},,{len(text)}\n" for path, text in files.items()))
 
@@ -192,6 +197,18 @@ def test_tests_first_then_the_studio(project):
     assert tests.returncode == 0, tests.stderr
     studio = run(project, "--port", str(free_port()))
     assert studio.stdout.startswith("serving 42")
+
+
+def test_audiocraft_goes_in_without_the_old_packages_that_it_pins(project):
+    pinned = "Requires-Dist: no-such-package==2.1\n"
+    make_wheel(project / "wheels", "audiocraft", {"audiocraft.py": "KEPT = 1\n"}, "1.3.0", pinned)
+    port = str(free_port())
+    first = run(project, "--with", "audiocraft", "--port", port)
+    assert first.returncode == 0, first.stderr
+    python = project / ".venv" / "bin" / "python"
+    assert subprocess.run([python, "-c", "import audiocraft, ruff"]).returncode == 0
+    assert "Installing" not in run(project, "--with", "audiocraft", "--port", port).stdout
+    assert "Installing" not in run(project, "test").stdout.split("ruff check")[1]
 
 
 def test_the_next_start_mends_a_killed_install(project):
