@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from ..records import Cancelled
 from . import compress, diagnose, play
 
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(argv)
     try:
         return options.run(options)
+    except Cancelled as error:
+        code, says = 130, _one_line(error)
     except ValueError as error:
         code, says = 2, _one_line(error)
     except (RuntimeError, OSError, MemoryError, ImportError) as error:

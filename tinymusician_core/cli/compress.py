@@ -3,21 +3,47 @@
 from __future__ import annotations
 
 import argparse
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from ..records import check_seed
 from . import show
-from .play import MODEL_HELP
+from .play import MODEL_HELP, read_count
 
 
 def add_commands(commands) -> None:
-    """Add `quantize` to the sub-commands."""
+    """Add `quantize` and `distill` to the sub-commands."""
     parser = commands.add_parser("quantize", help="store a model's weights in fewer bits, module by module")
     parser.add_argument("--model", default="student", help=f"{MODEL_HELP} (default student)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--preset", default="fast", help="paper, int8 or fast (default fast)")
     how.add_argument("--plan", help="a JSON file of module names or globs and schemes, or the plan.json of a model")
+    _add_output(parser)
+    parser.set_defaults(run=run_quantize)
+
+    parser = commands.add_parser("distill", help="train a student with some of a teacher's layers on its outputs")
+    parser.add_argument("--teacher", default="teacher", help="teacher, a model folder, or a hub id (default teacher)")
+    parser.add_argument("--data", required=True, help="a folder of codec tokens with the splits train and validation")
+    parser.add_argument("--layers", required=True, help="how many of the teacher's layers to keep")
+    parser.add_argument("--loss", default="stage-mixed", help="a loss by name (default stage-mixed)")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--minutes", help="minutes of training, over all resumed runs (default 10)")
+    budget.add_argument("--steps", help="steps of training instead")
+    parser.add_argument("--batch", default="12", help="windows a step (default 12)")
+    parser.add_argument("--seconds", default="10", help="length of a window (default 10)")
+    parser.add_argument("--learning-rate", default="0.001", help="at its highest (default 0.001)")
+    parser.add_argument("--seed", default="0", help="start of the random draws (default 0)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to train (default cpu)")
+    parser.add_argument("--resume", action="store_true", help="go on from the run that -o was begun with")
+    _add_output(parser)
+    parser.set_defaults(run=run_distill)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, help="the folder to make")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    parser.set_defaults(run=run_quantize)
 
 
 def run_quantize(options: argparse.Namespace) -> int:
@@ -49,4 +75,79 @@ def run_quantize(options: argparse.Namespace) -> int:
     counts = ", ".join(f"{number} {scheme}" for scheme, number in made.counts.items())
     share = 100 * made.disk_bytes / made.source_bytes
     print(f"wrote {made.folder}: {made.disk_bytes / 1e6:.1f} MB, {share:.0f}% of {options.model} (modules: {counts})")
+    return 0
+
+
+def read_amount(name: str, text: str | None) -> float | None:
+    """A finite number above 0, or None where nothing was given."""
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a number above 0, got {text!r}")
+    return number
+
+
+@contextmanager
+def stop_on_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Give a function that is true once Ctrl-C was pressed, so that a run can end well; a second one ends it hard."""
+    pressed = False
+
+    def press(*_) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def run_distill(options: argparse.Namespace) -> int:
+    """Train a student; Ctrl-C writes a checkpoint that --resume goes on from, and no model."""
+    settings = {
+        "layers": read_count("layers", options.layers),
+        "minutes": read_amount("minutes", options.minutes),
+        "steps": read_count("steps", options.steps),
+        "batch": read_count("batch", options.batch),
+        "seconds": read_amount("seconds", options.seconds),
+        "learning_rate": read_amount("learning rate", options.learning_rate),
+        "seed": check_seed(options.seed),
+    }
+    with show.bar() as bar, stop_on_ctrl_c() as should_stop:
+        bar.show("distilling: loading", 0, None)
+        from ..distill.train import distill
+
+        made = distill(
+            options.teacher,
+            options.data,
+            out_dir=options.output,
+            loss=options.loss,
+            device=options.device,
+            resume=options.resume,
+            on_progress=lambda at: bar.show("distilling", at.fraction, 1.0, f"loss {at.losses['loss']:.3f}"),
+            should_stop=should_stop,
+            **settings,
+        )
+    if options.json:
+        show.emit_json(
+            {
+                "teacher": options.teacher,
+                "path": str(made.folder),
+                "layers": list(made.layers),
+                "steps": made.steps,
+                "minutes": made.minutes,
+                **made.validation,
+            }
+        )
+        return 0
+    figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in made.validation.items())
+    print(f"wrote {made.folder}: layers {', '.join(map(str, made.layers))} of {options.teacher}, {made.steps} steps")
+    print(f"{figures} (nats a token)")
     return 0

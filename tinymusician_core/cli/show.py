@@ -23,16 +23,16 @@ class Bar:
 
     def __init__(self, progress: Progress):
         self._progress = progress
-        self._task = progress.add_task("starting", total=None, left="")
+        self._task = progress.add_task("starting", total=None, left="", note="")
         self._text = "starting"
 
-    def show(self, text: str, done: float, total: float | None) -> None:
+    def show(self, text: str, done: float, total: float | None, note: str = "") -> None:
         """Show `done` of `total` of what `text` says; another text starts the clock anew, no total means unknown."""
         if text != self._text:
             self._text = text
             self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(text, total=total, left="left" if total else "")
-        self._progress.update(self._task, completed=done)
+            self._task = self._progress.add_task(text, total=total, left="left" if total else "", note=note)
+        self._progress.update(self._task, completed=done, note=note)
 
     def step(self, who: str, step: Step) -> None:
         """Show a step of a generation by the model `who`."""
@@ -51,6 +51,7 @@ def bar(console: Console | None = None) -> Iterator[Bar]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bar(progress)
