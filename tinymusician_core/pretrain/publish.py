@@ -21,11 +21,12 @@ SOURCES = (
     "Sound: MuseScore General soundfont (MIT, parts public domain or CC0) through FluidSynth."
 )
 RECIPES = {
-    "codec": "python -m tinymusician_core.pretrain codec",
-    "text": "python -m tinymusician_core.pretrain teacher",
-    "teacher": "python -m tinymusician_core.pretrain teacher",
-    "student": "tinymusician distill --teacher assets/models/teacher --layers 3",
-    "quantized": "tinymusician quantize --model student --preset fast",
+    "codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 24",
+    "text": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 78",
+    "teacher": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 78",
+    "student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 3 "
+    "--minutes 10 --batch 8 --seconds 16 -o assets/models/student",
+    "quantized": "tinymusician quantize --model assets/models/student --preset fast -o assets/models/quantized",
 }
 
 
