@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..files import whole_file
 from ..folders import check_free
@@ -66,7 +67,7 @@ class DistillSpec:
 class Distilled:
     """What `distill` wrote: the student's folder, which of the teacher's layers it has, and where training ended.
 
-    `validation`: its cross-entropy, and its forward KL to the teacher, on held-out clips, in nats a token.
+    `validation`: its cross-entropy, the teacher's own, and the forward KL between them, held out, in nats a token.
     """
 
     folder: Path
@@ -160,20 +161,25 @@ class _Session:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Cross-entropy and forward KL a position on fixed held-out windows, in nats."""
+        """Cross-entropy, the teacher's own, and forward KL to it on fixed held-out windows, in nats a token."""
         rng = torch.Generator().manual_seed(1)
         parts = [self._held_out(self.held_out.draw(rng, self.spec.batch)) for _ in range(VALIDATION_BATCHES)]
         weight = sum(part["positions"] for part in parts)
         return {
             f"validation_{name}": sum(part[name] * part["positions"] for part in parts) / weight
-            for name in ("cross_entropy", "kl")
+            for name in ("cross_entropy", "teacher_cross_entropy", "kl")
         }
 
     def _held_out(self, batch: Batch) -> dict[str, float]:
         wanted = logits(self.teacher.decoder, batch.inputs, batch.states, batch.mask)[batch.valid]
         found = logits(self.student, batch.inputs, batch.states, batch.mask)[batch.valid]
-        hard = torch.nn.functional.cross_entropy(found, batch.targets[batch.valid])
-        return {"cross_entropy": float(hard), "kl": float(forward_kl(wanted, found).mean()), "positions": len(found)}
+        targets = batch.targets[batch.valid]
+        return {
+            "cross_entropy": float(functional.cross_entropy(found, targets)),
+            "teacher_cross_entropy": float(functional.cross_entropy(wanted, targets)),
+            "kl": float(forward_kl(wanted, found).mean()),
+            "positions": len(found),
+        }
 
 
 def _claim(folder: Path, settings: dict, resume: bool) -> None:
