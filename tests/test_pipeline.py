@@ -135,3 +135,20 @@ def test_a_plan_can_name_every_module(student):
     assert {"decoder.layers.0.qkv", "decoder.layers.1.cross_kv", "decoder.embeddings.3", "decoder.heads"} <= names
     assert "text_encoder.projection" in names
     assert any(name.startswith("codec.") for name in names)
+
+
+def test_a_small_decoder_steps_on_one_thread_and_gives_the_others_back():
+    from tinymusician_core.engine.decoder import DecoderConfig
+    from tinymusician_core.pipeline import step_threads
+
+    sizes = {"heads": 4, "codebooks": 4, "entries": 64, "pad": 64}
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with step_threads(DecoderConfig(width=256, layers=8, ffn=768, **sizes)):
+            assert torch.get_num_threads() == 1
+        with step_threads(DecoderConfig(width=1024, layers=24, ffn=4096, **sizes)):
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from .bundle import Parts
+from .engine.decoder import DecoderConfig
 from .engine.loop import frames, steps_for
 from .records import Cancelled, Clip, ModelError, Progress, SamplingSpec, Timing, check_prompt
 
 __all__ = ["Cancelled", "Pipeline", "generate"]
 
 Report = Callable[[Progress], None]
+SHARED_STEP_WEIGHTS = 2**25
 
 
 class Pipeline:
@@ -125,9 +128,10 @@ class Pipeline:
         delay = max(self.decoder.config.delays)
         clock.enter("lm", total + delay)
         made = []
-        for frame in frames(self.decoder, states, mask, spec, total, clock.should_stop):
-            made.append(frame)
-            clock.tick(len(made) + delay)
+        with step_threads(self.decoder.config):
+            for frame in frames(self.decoder, states, mask, spec, total, clock.should_stop):
+                made.append(frame)
+                clock.tick(len(made) + delay)
         return torch.stack(made, dim=2)
 
     def _sound(self, codes: Tensor) -> np.ndarray:
@@ -136,6 +140,19 @@ class Pipeline:
         if not np.isfinite(audio).all():
             raise ModelError(f"the model {self.name} gave sound that is not finite; its weights are unusable")
         return audio.clip(-1.0, 1.0)
+
+
+@contextmanager
+def step_threads(config: DecoderConfig) -> Iterator[None]:
+    """One CPU thread while a small decoder steps: its products are too short to be worth handing out to several."""
+    weights = config.layers * config.width * (8 * config.width + 2 * config.ffn)
+    threads = torch.get_num_threads()
+    if weights < SHARED_STEP_WEIGHTS:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Clock:
