@@ -11,7 +11,7 @@ from playwright.sync_api import sync_playwright
 from .conftest import CHROMIUM_ARGS, PATIENCE_S, REPO, SERVE, free_port
 from .test_compare import generate, wait_done
 
-SHOTS = (("compare", 1440, 1000, "light"), ("compare-dark-phone", 390, 844, "dark"))
+SHOTS = (("compare", 1440, 1000, "light"),)
 
 
 def main() -> None:
