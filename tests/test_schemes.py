@@ -149,6 +149,23 @@ def test_weights_that_cannot_be_kept_are_refused(scheme):
         pack(layer, scheme)
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight"])
+def test_int8_says_that_it_stays_on_the_cpu(scheme):
+    layer = pack(linear(), scheme).to("cpu")
+    with pytest.raises(
+        ValueError, match="int8 layers run on the cpu alone; for another device, quantize with bnb-int8"
+    ):
+        layer.to("meta")
+
+
+def test_fp16_leaves_the_cpus_kernel_behind_when_it_moves():
+    layer, x = pack(linear(), "fp16"), torch.randn(3, 48)
+    wanted = layer(x)
+    assert torch.equal(layer.to("cpu")(x), wanted)
+    assert layer.to("meta").half_weight.device.type == "meta"
+    assert layer(x.to("meta")).dtype == torch.float32
+
+
 def test_a_scheme_that_cannot_take_a_module_says_who_can():
     with pytest.raises(ValueError, match="int8 cannot take a Conv1d; fp32, bf16, fp16 can"):
         pack(nn.Conv1d(2, 2, 3), "int8")

@@ -6,6 +6,7 @@ and are deprecated: whoever replaces them has to change nothing but this file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -44,6 +45,11 @@ def aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % 64 else tensor
 
 
+def stays_on_cpu(move: Callable[[Tensor], Tensor]) -> bool:
+    """Whether what `nn.Module.to` would do to a tensor leaves it on the CPU."""
+    return move(torch.empty(0)).device.type == "cpu"
+
+
 def expect(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """The stored tensor `name`; ModelError where it is missing, or has another shape or type."""
     if name not in tensors:
@@ -67,6 +73,7 @@ class PackedLinear(nn.Module):
     """
 
     weight: ClassVar[None] = None
+    cpu_only: ClassVar[bool] = False
 
     def __init__(self, like: nn.Linear, bias: Tensor | None):
         super().__init__()
@@ -77,6 +84,13 @@ class PackedLinear(nn.Module):
         """The tensors that say all: what `restore` needs."""
         return {} if self.bias is None else {"bias": self.bias}
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
+        if self.cpu_only and not stays_on_cpu(fn):
+            raise ValueError(
+                "int8 layers run on the cpu alone; for another device, quantize with bnb-int8, nf4 or fp16"
+            )
+        return super()._apply(fn, recurse)
+
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
@@ -86,6 +100,8 @@ class Int8Linear(PackedLinear):
 
     The packed weights are the only copy; `stored` unpacks them.
     """
+
+    cpu_only = True
 
     def __init__(self, like: nn.Linear, values: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__(like, bias)
@@ -119,6 +135,7 @@ class Int8Linear(PackedLinear):
 class WeightInt8Linear(PackedLinear):
     """int8 weights with bfloat16 inputs: nothing to quantize a call, so it is the fastest for few rows."""
 
+    cpu_only = True
     MULTIPLE = 16  # torch's kernel reads whole vectors of inputs and checks nothing
 
     def __init__(self, like: nn.Linear, values: Tensor, scale: Tensor, bias: Tensor | None):
@@ -171,6 +188,11 @@ class Fp16Linear(PackedLinear):
     def restore(cls, like: nn.Linear, tensors: dict[str, Tensor]) -> Fp16Linear:
         half = expect(tensors, "half", (like.out_features, like.in_features), torch.float16)
         return cls(like, half, expect_bias(tensors, like))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Fp16Linear:
+        if self._packed is not None and not stays_on_cpu(fn):
+            self.half_weight, self._packed = self.stored()["half"], None
+        return super()._apply(fn, recurse)
 
     def stored(self) -> dict[str, Tensor]:
         half = self.half_weight

@@ -114,7 +114,7 @@ def _int8(modules: nn.Module) -> Plan:
     return Plan.of({"*": "fp16", **{f"{part}.*": "int8" for part in parts}}, "int8")
 
 
-# Up to here a step of two rows is no slower with int8-weight than with int8, and closer (AVX512-VNNI, one core and two).
+# Up to here a step of two rows is as fast with int8-weight as with int8, and closer (AVX512-VNNI, one core and two).
 FEW_WEIGHTS = 2**19
 
 

@@ -25,7 +25,6 @@ class Scheme:
     Attributes:
         linear, embedding: the packed module that takes the place of an nn.Linear or nn.Embedding; None for none.
         plain: the type in which tensors are stored when the module itself stays; None where it cannot stay.
-        devices: where it runs.
     """
 
     name: str
@@ -33,7 +32,6 @@ class Scheme:
     linear: type[nn.Module] | None = None
     embedding: type[nn.Module] | None = None
     plain: torch.dtype | None = None
-    devices: tuple[str, ...] = ("cpu", "cuda")
 
     def form(self, module: nn.Module) -> type[nn.Module] | None:
         """The packed module for this one, or None."""
@@ -56,8 +54,8 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("fp32", "float32, as it is", plain=torch.float32),
         Scheme("bf16", "bfloat16 weights and inputs", Bf16Linear, Bf16Embedding, torch.bfloat16),
         Scheme("fp16", "float16 weights, float32 sums", Fp16Linear, Fp16Embedding, torch.float16),
-        Scheme("int8", "torch.ao dynamic int8, a scale a row", Int8Linear, Int8Embedding, devices=("cpu",)),
-        Scheme("int8-weight", "int8 weights, bfloat16 inputs", WeightInt8Linear, Int8Embedding, devices=("cpu",)),
+        Scheme("int8", "torch.ao dynamic int8, a scale a row", Int8Linear, Int8Embedding),
+        Scheme("int8-weight", "int8 weights, bfloat16 inputs", WeightInt8Linear, Int8Embedding),
         Scheme("bnb-int8", "bitsandbytes LLM.int8()", BnbInt8Linear),
         Scheme("nf4", "bitsandbytes NF4, 64 weights a scale", Nf4Linear),
     )
