@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,14 @@ def save_tiny_family(models: Path) -> Path:
         state |= {f"enc_to_dec_proj.{key}": tensor for key, tensor in projection.state_dict().items()}
         save_family(models / name, name, config.to_dict(), state)
     return models
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_works():
+    """Ctrl-C interrupts, also where whoever started the tests ignores it, as a shell does for background jobs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -83,9 +83,8 @@ def test_lengths_are_met_to_half_a_frame(student, seconds):
     assert abs(clip.seconds - seconds) <= 0.5 / student.frame_rate_hz + 1e-9
 
 
-def test_emoji_and_unseen_words_still_play(student):
-    assert student.generate("🎹🎻", SHORT).seconds == 0.6
-    assert student.unknown_words("🎹 zither waltz") == ["🎹", "zither"]
+def test_a_known_word_among_emoji_and_unseen_words_still_plays(student):
+    assert student.generate("🎹 piano theremin 🎻", SHORT).seconds == 0.6
 
 
 def test_progress_runs_through_every_stage_and_step(student):
@@ -152,3 +151,8 @@ def test_a_small_decoder_steps_on_one_thread_and_gives_the_others_back():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_prompt_without_one_known_word_is_refused(student):
+    with pytest.raises(ValueError, match="'😀 🎹' has no word that this model knows"):
+        student.generate("😀 🎹", SHORT)

@@ -4,7 +4,7 @@ from conftest import PROMPTS, WORDS, make_tokenizer, scramble, text_config
 from torch import nn
 from transformers import T5EncoderModel
 
-from tinymusician_core.text import TextEncoder
+from tinymusician_core.text import TextEncoder, check_known
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +49,9 @@ def test_unknown_words_are_told_once_in_order_and_without_punctuation(encoder):
     prompt = "a Calm, Didgeridoo waltz; (zither) and didgeridoo... 🎹!"
     assert encoder.unknown_words(prompt) == ["Didgeridoo", "zither", "🎹"]
     assert encoder.unknown_words(" ".join(WORDS)) == []
+
+
+def test_a_known_word_inside_an_unknown_one_still_counts():
+    check_known("pianoforte piano", ["pianoforte"])
+    with pytest.raises(ValueError, match="no word"):
+        check_known("pianoforte", ["pianoforte"])

@@ -15,6 +15,7 @@ from .bundle import Parts
 from .engine.decoder import DecoderConfig
 from .engine.loop import frames, steps_for
 from .records import Cancelled, Clip, ModelError, Progress, SamplingSpec, Timing, check_prompt
+from .text import check_known
 
 __all__ = ["Cancelled", "Pipeline", "generate"]
 
@@ -97,11 +98,12 @@ class Pipeline:
             should_stop: asked before every step and every stage.
 
         Raises:
-            ValueError: a prompt that `check_prompt` refuses.
+            ValueError: a prompt that `check_prompt` refuses, or in which the model knows no word.
             Cancelled: `should_stop` said so.
             ModelError: the weights give no sound at all (not finite).
         """
         prompt = check_prompt(prompt)
+        check_known(prompt, self.unknown_words(prompt))
         total = max(1, round(spec.seconds * self.frame_rate_hz))
         clock = _Clock(on_progress, should_stop)
         with torch.inference_mode():

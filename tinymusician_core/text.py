@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .records import check_prompt
 
+EXAMPLE = "a calm piano waltz"
+
 _PUNCTUATION = " \n\t.,;:!?()[]\"'-–—…"
 
 
@@ -68,3 +70,16 @@ class TextEncoder(nn.Module):
             if token == unknown and word:
                 found.setdefault(word.lower(), word)
         return list(found.values())
+
+
+def check_known(prompt: str, unknown: Sequence[str]) -> None:
+    """Refuse a prompt, of emoji say, in which nothing is left once the model's unknown words are taken out.
+
+    Raises:
+        ValueError: the model knows no word of it.
+    """
+    rest = prompt
+    for word in sorted(unknown, key=len, reverse=True):
+        rest = rest.replace(word, " ")
+    if not any(character.isalnum() for character in rest):
+        raise ValueError(f"prompt {prompt!r} has no word that this model knows; try English ones, as in {EXAMPLE!r}")

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from .records import Clip, ModelError, Progress, SamplingSpec
 from .worker import ERRORS, Loaded, read_lines
 
 REPORT_EVERY_S = 0.03
-EXAMPLE = "a calm piano waltz"
 
 
 class Process:
@@ -95,7 +94,6 @@ class Process:
     def _generate(self, order: dict) -> dict:
         if self._pipeline is None:
             raise ModelError("no model is loaded; load one before generating")
-        check_known(order["prompt"], self._pipeline.unknown_words(order["prompt"]))
         clip = self._pipeline.generate(
             order["prompt"],
             SamplingSpec(**order["spec"]),
@@ -133,19 +131,6 @@ class Process:
             "model": clip.model,
             "model_hash": clip.model_hash,
         }
-
-
-def check_known(prompt: str, unknown: Sequence[str]) -> None:
-    """Refuse a prompt, of emoji say, in which nothing is left once the model's unknown words are taken out.
-
-    Raises:
-        ValueError: the model knows no word of it.
-    """
-    rest = prompt
-    for word in sorted(unknown, key=len, reverse=True):
-        rest = rest.replace(word, " ")
-    if not any(character.isalnum() for character in rest):
-        raise ValueError(f"prompt {prompt!r} has no word that this model knows; try English ones, as in {EXAMPLE!r}")
 
 
 def import_everything() -> None:
