@@ -149,7 +149,8 @@ def test_words_that_no_model_knows_are_named_and_shown_as_typed(open_page):
     page.click('#tm-models label:has-text("Quantized")')
     page.click("#tm-generate")
     wait_done(page, "student")
-    assert page.inner_text(".tm-takes li:first-child .tm-prompt") == odd
+    newest = "document.querySelector('.tm-takes li:first-child .tm-prompt')"
+    page.wait_for_function(f"odd => {newest}?.innerText === odd", arg=odd)
     compose(page, PROMPT)
     page.wait_for_selector(".tm-unknown", state="detached")
 
