@@ -19,7 +19,8 @@ from tinymusician_core.records import MAX_CFG, MAX_TEMPERATURE, MIN_CFG, MIN_TEM
 
 COMPUTE = {"concurrency_id": "compute", "concurrency_limit": 1}
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
-SETTINGS = ("seconds", "seed", "cfg", "temperature", "top_k", "top_p", "greedy")
+ADVANCED = ("cfg", "temperature", "top_k", "top_p", "greedy")
+SETTINGS = ("seconds", "seed", *ADVANCED)
 BUSY = "Another take is being made on this machine; yours is next and starts by itself."
 PICK_JS = """element.addEventListener('click', (event) => {
   const chip = event.target.closest('[data-pick]');
@@ -43,9 +44,17 @@ class CompareTab:
         self._wire()
 
     def restore_newest(self) -> dict[Any, Any]:
-        """What a fresh page shows: the newest take with names on, whatever became of it."""
+        """What a fresh page shows: the newest take with names on, whatever became of it.
+
+        What stands at its default already is left alone: Gradio applies an update of a closed accordion's parts when it
+        is opened, on top of what has been typed there by then.
+        """
         takes = self._listed()
-        return {**(self._restored(takes[0]) if takes else {}), self.history: cards.history(takes)}
+        restored = self._restored(takes[0]) if takes else {}
+        default = SamplingSpec().as_dict()
+        usual = {self.own: "", **{getattr(self, name): default[name] for name in ADVANCED}}
+        changed = {box: value for box, value in restored.items() if box not in usual or usual[box] != value}
+        return {**changed, self.history: cards.history(takes)}
 
     # layout
 
@@ -134,7 +143,7 @@ class CompareTab:
         self.dice.click(lambda: random.SystemRandom().randrange(10_000), None, self.seed, queue=False, **QUIET)
         self.prompt.change(self._hint, self.prompt, self.hint, queue=False, trigger_mode="always_last", **QUIET)
         self.chips.pick(_picked, None, self.prompt, queue=False, **QUIET)
-        self.restored = [self.prompt, *self.settings, *shown]
+        self.restored = [self.prompt, self.models, self.own, *self.settings, *shown]
         self.history.open(self._open, self.run, self.restored, queue=False, **QUIET)
         self.export.click(self._export, self.take, [self.zip, self.note], queue=False, **QUIET).success(
             None, js=FETCH_JS
@@ -190,12 +199,13 @@ class CompareTab:
         return update
 
     def _settle(self, run: str) -> dict[Any, Any]:
-        """Give the buttons back, however the take ended."""
+        """Give the buttons back, however the take ended; what was said about a problem stays."""
         order = self.bench.find(run)
-        if order is not None and not order.done.is_set():
+        if order is None or not order.done.is_set() or not order.started.is_set():
             return {self.cancel: gr.skip()}
-        take = self.bench.store.take(order.take_id) if order and order.take_id else None
-        return {**self._ready(), self.note: "", self.export_row: gr.update(visible=bool(take and take.clips))}
+        take = self.bench.store.take(order.take_id) if order.take_id else None
+        said = {self.note: ""} if order.stop.is_set() else {}
+        return {**self._ready(), **said, self.export_row: gr.update(visible=bool(take and take.clips))}
 
     def _cancel(self, run: str) -> dict[Any, Any]:
         order = self.bench.find(run)
@@ -228,11 +238,9 @@ class CompareTab:
         if order is not None and not order.done.is_set():
             return {self.note: cards.note("a take is being made; open older ones when it is finished", "problem")}
         take = self.bench.store.take(event.take)
-        return (
-            self._restored(take)
-            if take
-            else {self.note: cards.note("this take is no longer in the history", "problem")}
-        )
+        if take is None:
+            return {self.note: cards.note("this take is no longer in the history", "problem")}
+        return self._restored(take)
 
     def _export(self, take_id: int | None) -> tuple[str, str]:
         try:
@@ -260,6 +268,8 @@ class CompareTab:
         states = [Card(model, "done" if model in clips else "missing", clip=clips.get(model)) for model in take.models]
         return {
             self.prompt: take.prompt,
+            self.models: [model for model in take.models if model in wording.MODELS],
+            self.own: next((model for model in clips if model not in wording.MODELS), ""),
             **{box: take.settings[name] for box, name in zip(self.settings, SETTINGS, strict=True)},
             **self._cards(states),
             self.note: "",

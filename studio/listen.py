@@ -61,21 +61,18 @@ class ListenTab:
         """The pair whose turn it is, or the offer to make some, and the results so far."""
         pairs, votes = self._pairs(), self.bench.store.votes()
         self.blind.forget(vote.pair for vote in votes)
-        stage, state, trouble = ballots.nothing(judged=len(votes)), "empty", ""
+        shown = {self.stage: ballots.nothing(judged=len(votes)), self.state: "empty", self.results: self._results()}
         while (pair := next_pair(pairs, votes)) is not None:
             try:
                 a, b = self.blind.prepare(pair)
             except (OSError, ValueError) as error:
                 pairs = [other for other in pairs if other.id != pair.id]
-                trouble = cards.note(f"a pair was left out: {error}.", "problem")
+                shown[self.note] = cards.note(f"a pair was left out: {error}.", "problem")
                 continue
-            left = sum(other.id not in {vote.pair for vote in votes} for other in pairs)
-            stage, state = ballots.trial(pair, cards.file_url(a), cards.file_url(b), left), "pair"
+            left = len({other.id for other in pairs} - {vote.pair for vote in votes})
+            shown |= {self.stage: ballots.trial(pair, cards.file_url(a), cards.file_url(b), left), self.state: "pair"}
             break
-        return {
-            self.stage: stage, self.next: gr.update(visible=False), self.state: state, self.note: trouble,
-            self.results: self._results(),
-        }  # fmt: skip
+        return {**shown, self.next: gr.update(visible=False)}
 
     def revisit(self, state: str) -> dict[Any, Any]:
         """Coming back to the tab: new pairs fill an empty stage; a pair or a reveal that is being looked at stays."""
@@ -83,7 +80,7 @@ class ListenTab:
 
     def _wire(self) -> None:
         self.stage.vote(self._vote, None, self.shown, queue=False, **QUIET)
-        self.next.click(self.refresh, None, self.shown, queue=False, **QUIET)
+        self.next.click(lambda: {self.note: "", **self.refresh()}, None, self.shown, queue=False, **QUIET)
         making = [self.run, self.making, self.fresh, self.stop, self.note]
         begun = self.fresh.click(self._begin, None, making, queue=False, **QUIET)
         made = begun.success(self._perform, self.run, making, **COMPUTE, **QUIET)

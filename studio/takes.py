@@ -88,7 +88,7 @@ class Bench:
         self.store = Store(self.folder)
         self._make = make
         self._turn = threading.Lock()
-        self._orders: dict[str, Order] = {}  # the newest MAX_ORDERS
+        self._orders: dict[str, Order] = {}  # at most MAX_ORDERS; those that are over go first
 
     @property
     def busy(self) -> bool:
@@ -97,8 +97,9 @@ class Bench:
 
     def order(self, order: Order) -> str:
         """Put a take down to be made; returns the id under which it is performed and stopped."""
-        while len(self._orders) >= MAX_ORDERS:
-            self._orders.pop(next(iter(self._orders)))
+        if len(self._orders) >= MAX_ORDERS:
+            over = (old for old, known in self._orders.items() if known.done.is_set())
+            self._orders.pop(next(over, next(iter(self._orders))))
         key = secrets.token_hex(8)
         self._orders[key] = order
         return key

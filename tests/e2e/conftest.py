@@ -37,6 +37,17 @@ class Studio:
         return [child for child in children if "tinymusician_core" in " ".join(child.cmdline())]
 
 
+def settled(page) -> None:
+    """Wait until a fresh page shows its history and has put the newest take's prompt into its box."""
+    page.wait_for_selector("#tm-history .tm-takes, #tm-history .tm-empty")
+    page.wait_for_function(
+        """() => {
+            const newest = document.querySelector('#tm-history .tm-prompt');
+            return !newest || document.querySelector('#tm-prompt textarea').value === newest.textContent;
+        }"""
+    )
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -88,9 +99,21 @@ def chromium():
         browser.close()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Remember how a test's body ended, for `open_page`."""
+    report = yield
+    if report.when == "call":
+        item.failed = report.failed
+    return report
+
+
 @pytest.fixture
-def open_page(chromium, studio):
-    """Open the studio; every page's errors and every request that leaves this machine fail the test in the end."""
+def open_page(chromium, studio, request):
+    """Open the studio; every page's errors and every request that leaves this machine fail the test.
+
+    What the pages say is printed when a test fails.
+    """
     pages, trouble = [], []
 
     def watch(request) -> None:
@@ -103,11 +126,13 @@ def open_page(chromium, studio):
         page.on("pageerror", lambda error: trouble.append(f"script error: {error}"))
         page.on("request", watch)
         page.goto(f"{studio.url}?__theme={theme}")
-        page.wait_for_selector("#tm-history .tm-takes, #tm-history .tm-empty")
+        settled(page)
         pages.append(page)
         return page
 
     yield opened
     for page in pages:
+        if getattr(request.node, "failed", False):
+            print(f"--- the page when the test failed\n{page.inner_text('body')}\n{page.inner_html('#tm-note')}")
         page.close()
     assert trouble == []

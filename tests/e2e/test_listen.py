@@ -7,6 +7,8 @@ import pytest
 from studio import wording
 from studio.store import Store
 
+from .conftest import settled
+
 pytestmark = pytest.mark.browser
 
 
@@ -79,7 +81,7 @@ def test_a_vote_outlives_the_page_and_a_pair_waits_for_it(open_page, studio):
     pair = page.get_attribute(".tm-trial", "data-pair")
     listen(page, "a")
     page.reload()
-    page.wait_for_selector("#tm-history .tm-takes, #tm-history .tm-empty")
+    settled(page)
     go(page)
     assert page.get_attribute(".tm-trial", "data-pair") == pair
     assert page.locator("[data-vote=same]").is_disabled()
