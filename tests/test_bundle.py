@@ -269,3 +269,27 @@ def test_whole_file_appears_only_when_all_went_well(tmp_path):
     nowhere = tmp_path / "nowhere" / "b"
     with pytest.raises(FileNotFoundError, match="the folder .*nowhere does not exist"), whole_file(nowhere):
         pass
+
+
+def test_the_window_that_a_model_was_trained_on_travels_with_it(family, tiny_musicgen, tmp_path):
+    from tinymusician_core.quant.apply import quantize
+
+    assert load_parts(family / "student").window_s == load_parts(tiny_musicgen).window_s == 30.0
+    config = json.loads((family / "student" / "config.json").read_text())
+    (family / "student" / "config.json").write_text(json.dumps(config | {"window_s": 20}))
+    student = load(family / "student")
+    assert student.window_s == 20.0
+    quantize(student, "int8", tmp_path / "small")
+    assert load(tmp_path / "small").window_s == 20.0
+
+
+@pytest.mark.parametrize("window", [0, -1.0, "20", None, True, float("inf"), float("nan")])
+def test_a_window_that_is_no_length_is_refused(family, window):
+    config = json.loads((family / "student" / "config.json").read_text())
+    (family / "student" / "config.json").write_text(json.dumps(config | {"window_s": window}))
+    with pytest.raises(ModelError, match="model student has a window_s of .*; a number above 0 is allowed") as caught:
+        load(family / "student")
+    one_sentence(caught)
+    with pytest.raises(ValueError, match="window_s is"):
+        save_family(family / "other", "other", {}, {}, window_s=window)
+    assert not (family / "other").exists()

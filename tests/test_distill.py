@@ -62,6 +62,13 @@ def test_a_student_comes_closer_to_its_teacher_and_plays(family, tokens):
     assert json.loads((out / "config.json").read_text())["text"] == "../text"
 
 
+def test_a_student_keeps_the_window_that_its_teacher_was_trained_on(family, tokens):
+    config = family / "teacher" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"window_s": 20.0}))
+    distill(family / "teacher", tokens, 1, family / "mine", steps=1, **SMALL)
+    assert tm.load(family / "mine").window_s == 20.0
+
+
 def test_elsewhere_a_student_has_all_that_it_needs(tiny_family, tokens, tmp_path):
     out = tmp_path / "far" / "student"
     distill(tiny_family / "teacher", tokens, 1, out, steps=1, **SMALL)

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from .records import ModelError
 from .text import TextEncoder
 
 FORMATS = ("musicgen", "tinymusician", "tinymusician-quantized")
+WINDOW_S = 30.0  # what MusicGen was trained on, arXiv 2306.05284
 TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 CODEC_FILES = ("config.json", "decoder.safetensors")
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
@@ -33,7 +35,11 @@ TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 class Parts:
     """A model read from disk: what the pipeline is made of.
 
-    `files` is everything that generating reads, `hash` the first 16 digits of a sha256 over all of it.
+    `files` is everything that generating reads, `hash` the first 16 digits of a sha256 over all of it, `window_s` the
+    seconds of music that the language model can see at once: as long as those that it was trained on.
+
+    Raises:
+        ModelError: `window_s` is no number above 0.
     """
 
     name: str
@@ -42,6 +48,15 @@ class Parts:
     codec: nn.Module
     files: tuple[Path, ...]
     hash: str
+    window_s: float = WINDOW_S
+
+    def __post_init__(self) -> None:
+        if not _is_window(self.window_s):
+            raise ModelError(f"the model {self.name} has a window_s of {self.window_s!r}; a number above 0 is allowed")
+
+
+def _is_window(seconds: object) -> bool:
+    return isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0.0 < seconds < math.inf
 
 
 def read_config(folder: Path) -> dict:
@@ -121,6 +136,7 @@ def load_text_encoder(folder: Path, projection: nn.Module | None) -> TextEncoder
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
         _complete(info, folder)
+        encoder.config._name_or_path = ""  # it names this machine's folders, and is saved with quantized models
         return TextEncoder(tokenizer, encoder.eval(), projection).eval()
 
 
@@ -157,7 +173,8 @@ def load_family(folder: Path, config: Mapping) -> Parts:
     read += [text_folder / file for file in TEXT_FILES] + [codec_folder / file for file in CODEC_FILES]
     hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
     codec = load_codec(codec_folder)
-    return Parts(name, decoder, text_encoder, codec, tuple(read), combined_hash(hashes))
+    window_s = config.get("window_s", WINDOW_S)
+    return Parts(name, decoder, text_encoder, codec, tuple(read), combined_hash(hashes), window_s)
 
 
 def musicgen_weights(folder: Path) -> list[Path]:
@@ -208,6 +225,7 @@ def save_family(
     text: str = "../text",
     codec: str = "../codec",
     dtype: torch.dtype = torch.float16,
+    window_s: float = WINDOW_S,
 ) -> Path:
     """Write a "tinymusician" folder beside a text encoder and a codec that are there already.
 
@@ -219,10 +237,16 @@ def save_family(
         text: the text encoder's folder, relative to `folder`.
         codec: the codec's folder, relative to `folder`.
         dtype: what the weights are stored in; they run in float32.
+        window_s: the longest windows that the language model was trained on, in seconds.
 
     Returns:
         The folder. config.json comes last, so that a folder that was cut off in the middle is no model.
+
+    Raises:
+        ValueError: `window_s` is no number above 0.
     """
+    if not _is_window(window_s):
+        raise ValueError(f"window_s is {window_s!r}; a number above 0 is allowed")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / "model.safetensors") as path:
@@ -236,6 +260,7 @@ def save_family(
         "decoder": dict(decoder),
         "text": text,
         "codec": codec,
+        "window_s": window_s,
         "files": {file: sha256_of(folder / file) for file in names},
     }
     with whole_file(folder / "config.json") as path:

@@ -30,6 +30,7 @@ class Pipeline:
         name: the variant's name.
         hash: 16 hexadecimal digits over all that it was read from.
         files: everything on disk that generating reads.
+        window_s: seconds of music that the language model can see at once.
         modules: "decoder", "text_encoder" and "codec"; a quantization plan names what lies under them.
     """
 
@@ -37,6 +38,7 @@ class Pipeline:
         self.name = parts.name if name is None else name
         self.hash = parts.hash
         self.files = tuple(Path(file) for file in parts.files)
+        self.window_s = float(parts.window_s)
         self.device = torch.device(device)
         modules = {"decoder": parts.decoder, "text_encoder": parts.text_encoder, "codec": parts.codec}
         self._check_fit(parts)

@@ -13,6 +13,7 @@ from transformers import MusicgenDecoderConfig, MusicgenForCausalLM, MusicgenFor
 
 from ..bundle import (
     TOKENIZER_NAMES,
+    WINDOW_S,
     load_text_encoder,
     musicgen_weights,
     quiet_transformers,
@@ -70,7 +71,8 @@ class Teacher:
         projection = self.text_encoder.projection
         if isinstance(projection, nn.Linear):
             state |= {f"enc_to_dec_proj.{k}": v for k, v in projection.state_dict().items()}
-        save_family(partial, out_dir.resolve().name, student.config.to_dict(), state, **places)
+        window_s = self.config.get("window_s", WINDOW_S)
+        save_family(partial, out_dir.resolve().name, student.config.to_dict(), state, **places, window_s=window_s)
 
     def _write_musicgen(self, student: MusicgenForCausalLM, partial: Path) -> None:
         teacher, config = self.whole.decoder, self.whole.config.decoder

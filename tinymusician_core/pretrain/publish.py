@@ -15,6 +15,7 @@ from tinymusician_core.pretrain.teacher import TeacherConfig, TeacherTraining
 from tinymusician_core.training import CHECKPOINT
 
 LICENCE = "MIT"
+WINDOW_S = 20.0  # the longest windows in its training: `teacher --window 10`, a share of them of twice the length
 SOURCES = (
     "Tunes: Ryan's Mammoth Collection (1883), O'Neill's Music of Ireland (1903), Aird's Airs (1782-1801), "
     "all in the public domain, from the music21 corpus. "
@@ -51,7 +52,8 @@ def publish_teacher(work: Path, assets: Path) -> None:
     model.tokenizer.save_pretrained(models / "text")
     state = {f"decoder.{k}": v for k, v in model.decoder.state_dict().items() if "embed_positions" not in k}
     state |= {f"enc_to_dec_proj.{k}": v for k, v in model.enc_to_dec_proj.state_dict().items()}
-    save_family(models / "teacher", "teacher", model.config.decoder_config().to_dict(), state, dtype=torch.float32)
+    shape = model.config.decoder_config().to_dict()
+    save_family(models / "teacher", "teacher", shape, state, dtype=torch.float32, window_s=WINDOW_S)
 
 
 def recipe_commit(folder: Path) -> str:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..bundle import Parts
+from ..bundle import WINDOW_S, Parts
 from ..files import check_safetensors, combined_hash, sha256_of
 from ..folders import whole_folder
 from ..pipeline import Pipeline
@@ -86,6 +86,7 @@ def quantize(
             "name": folder.resolve().name,
             "source": {"name": pipeline.name, "hash": pipeline.hash},
             "torch": torch.__version__,
+            "window_s": pipeline.window_s,
             **describe(pipeline.modules),
             "files": {name: sha256_of(partial / name) for name in FILES},
         }
@@ -138,7 +139,7 @@ def load_quantized(folder: str | os.PathLike) -> Parts:
     hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
     files = tuple(folder / name for name in ("config.json", *FILES))
     parts = (modules["decoder"], modules["text_encoder"], modules["codec"])
-    return Parts(config["name"], *parts, files, combined_hash(hashes))
+    return Parts(config["name"], *parts, files, combined_hash(hashes), config.get("window_s", WINDOW_S))
 
 
 def _float_model(model: Pipeline | str | os.PathLike) -> Pipeline:
