@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tinymusician_core import cli
-from tinymusician_core.cli import compress, show
+from tinymusician_core.cli import show, stopping
 from tinymusician_core.tokens import write_tokens
 
 PROMPT = "a calm piano waltz"
@@ -106,7 +106,7 @@ def test_ctrl_c_in_the_middle_of_distill_can_be_resumed(distil, monkeypatch):
 
 
 def test_a_second_ctrl_c_ends_a_run_hard():
-    with compress.stop_on_ctrl_c() as should_stop:
+    with stopping.stop_on_ctrl_c() as should_stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert should_stop()
         with pytest.raises(KeyboardInterrupt):

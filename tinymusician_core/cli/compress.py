@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from ..records import check_seed
 from . import show
 from .play import MODEL_HELP, read_count
+from .stopping import stop_on_ctrl_c
 
 
 def add_commands(commands) -> None:
@@ -89,24 +87,6 @@ def read_amount(name: str, text: str | None) -> float | None:
     if not 0 < number < math.inf:
         raise ValueError(f"{name} must be a number above 0, got {text!r}")
     return number
-
-
-@contextmanager
-def stop_on_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Give a function that is true once Ctrl-C was pressed, so that a run can end well; a second one ends it hard."""
-    pressed = False
-
-    def press(*_) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def run_distill(options: argparse.Namespace) -> int:
