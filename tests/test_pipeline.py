@@ -36,7 +36,7 @@ def test_a_prompt_becomes_a_clip(student):
 def test_the_sound_is_what_the_codes_decode_to(student):
     clip = student.generate("a jig", SHORT)
     decoded = student.codec.decode(torch.from_numpy(clip.codes)[None])[0].clamp(-1, 1).numpy()
-    np.testing.assert_array_equal(clip.audio, decoded)
+    np.testing.assert_allclose(clip.audio, decoded, atol=1e-4)
 
 
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(student, tiny_family, tmp_path):
@@ -71,7 +71,7 @@ def test_generate_takes_plain_arguments(student):
     assert (clip.codes == student.generate("a jig", SHORT).codes).all()
     with pytest.raises(ValueError, match="model must come from tinymusician_core.load, got str"):
         tm.generate("student", "a jig")
-    with pytest.raises(ValueError, match="seconds must be a number from 0.5 to 30"):
+    with pytest.raises(ValueError, match="seconds must be a number from 0.5 to 600"):
         tm.generate(student, "a jig", seconds=0)
     with pytest.raises(ValueError, match="prompt has 10000 characters"):
         tm.generate(student, "x" * 10_000)
@@ -100,7 +100,7 @@ def test_progress_runs_through_every_stage_and_step(student):
     assert clip.timing.first_sound_s == clip.timing.total_s > 0
 
 
-@pytest.mark.parametrize("after", [0, 1, 5, 19])
+@pytest.mark.parametrize("after", [0, 1, 5, 18])
 def test_it_stops_when_asked_at_every_stage_and_works_on_afterwards(student, after):
     asked = []
 
@@ -138,7 +138,7 @@ def test_a_plan_can_name_every_module(student):
 
 def test_a_small_decoder_steps_on_one_thread_and_gives_the_others_back():
     from tinymusician_core.engine.decoder import DecoderConfig
-    from tinymusician_core.pipeline import step_threads
+    from tinymusician_core.engine.threads import step_threads
 
     sizes = {"heads": 4, "codebooks": 4, "entries": 64, "pad": 64}
     before = torch.get_num_threads()

@@ -61,9 +61,9 @@ def test_prompts_are_stripped_and_may_be_emoji():
         records.check_prompt(5)
 
 
-@pytest.mark.parametrize("seconds", [0, -1, 1e9, "abc", float("nan"), float("inf"), None, True, [8], 0.49, 30.01])
+@pytest.mark.parametrize("seconds", [0, -1, 1e9, "abc", float("nan"), float("inf"), None, True, [8], 0.49, 600.01])
 def test_seconds_out_of_range_are_named(seconds):
-    with pytest.raises(ValueError, match="^seconds must be a number from 0.5 to 30, got ") as caught:
+    with pytest.raises(ValueError, match="^seconds must be a number from 0.5 to 600, got ") as caught:
         SamplingSpec(seconds=seconds)
     assert repr(seconds) in str(caught.value)
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .bundle import Parts
-from .engine.decoder import DecoderConfig
-from .engine.loop import frames, steps_for
-from .records import Cancelled, Clip, ModelError, Progress, SamplingSpec, Timing, check_prompt
+from .clock import Report
+from .continuation import check_sound
+from .records import Cancelled, Clip, ModelError, SamplingSpec, Timing, Waveform, check_prompt
+from .stream import Stream, Take
 from .text import check_known
 
 __all__ = ["Cancelled", "Pipeline", "generate"]
-
-Report = Callable[[Progress], None]
-SHARED_STEP_WEIGHTS = 2**25
 
 
 class Pipeline:
@@ -32,6 +28,7 @@ class Pipeline:
         files: everything on disk that generating reads.
         window_s: seconds of music that the language model can see at once.
         modules: "decoder", "text_encoder" and "codec"; a quantization plan names what lies under them.
+        window_frames: frames that the language model sees at once; longer music goes on from the end of a window.
     """
 
     def __init__(self, parts: Parts, name: str | None = None, device: str | torch.device = "cpu"):
@@ -42,6 +39,7 @@ class Pipeline:
         self.device = torch.device(device)
         modules = {"decoder": parts.decoder, "text_encoder": parts.text_encoder, "codec": parts.codec}
         self._check_fit(parts)
+        self.window_frames = max(1, round(parts.window_s * parts.codec.frame_rate_hz))
         self.modules = nn.ModuleDict(modules).eval()
         if self.device.type != "cpu":
             self.modules.to(self.device)
@@ -84,144 +82,158 @@ class Pipeline:
         """The words of a prompt that this model has never seen."""
         return self.text_encoder.unknown_words(prompt)
 
+    def stream(
+        self,
+        prompt: str,
+        spec: SamplingSpec,
+        on_progress: Report | None = None,
+        should_stop: Callable[[], bool] | None = None,
+        continue_from: Waveform | None = None,
+    ) -> Stream:
+        """Make music and hand it out while it is made: an iterator of float32 [C,n] chunks.
+
+        Args:
+            prompt: what to play.
+            spec: length, seed and how to draw.
+            on_progress: told of every step.
+            should_stop: asked before every step; a stop ends the stream, and `stopped` says so.
+            continue_from: a sound that the music goes on from, of any rate and channels. It comes first, in the
+                model's rate and channels; `spec.seconds` of new music follow.
+
+        Raises:
+            ValueError: a prompt that `check_prompt` refuses, or in which the model knows no word; a sound that is none.
+            ModelError: while it runs, the weights give no sound at all (not finite), or there is no codec encoder to
+                read `continue_from` with.
+        """
+        if continue_from is not None:
+            check_sound(continue_from)
+        return Stream(Take(self, [self._check_prompt(prompt)], [spec], on_progress, should_stop, continue_from))
+
     def generate(
         self,
         prompt: str,
         spec: SamplingSpec,
         on_progress: Report | None = None,
         should_stop: Callable[[], bool] | None = None,
+        continue_from: Waveform | None = None,
+        on_audio: Callable[[np.ndarray], None] | None = None,
     ) -> Clip:
-        """Make one clip.
+        """Make one clip: the chunks of `stream` put together, so the two are the same to the last bit.
 
         Args:
-            prompt: what to play.
-            spec: length, seed and how to draw.
-            on_progress: told of every step.
-            should_stop: asked before every step and every stage.
+            prompt, spec, on_progress, should_stop, continue_from: as for `stream`.
+            on_audio: given each chunk, float32 [C,n], as it comes.
+
+        Returns:
+            The clip. After `continue_from` it holds that sound and the new music, and the codes of the new music alone.
 
         Raises:
-            ValueError: a prompt that `check_prompt` refuses, or in which the model knows no word.
-            Cancelled: `should_stop` said so.
-            ModelError: the weights give no sound at all (not finite).
+            ValueError, ModelError: as for `stream`.
+            Cancelled: `should_stop` said so; its `clip` is what was made until then.
         """
+        stream = self.stream(prompt, spec, on_progress, should_stop, continue_from)
+        chunks = []
+        for chunk in stream:
+            chunks.append(chunk)
+            if on_audio is not None:
+                on_audio(chunk)
+        made = stream.codes.shape[1]
+        clip = self._clip(np.concatenate(chunks, axis=1), stream.codes, stream.timing, prompt, spec) if made else None
+        if stream.stopped:
+            raise Cancelled(self._stopped(made, spec), clip)
+        return clip
+
+    def generate_batch(
+        self,
+        prompts: Sequence[str],
+        specs: Sequence[SamplingSpec],
+        on_progress: Report | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> list[Clip]:
+        """Make a clip of each prompt, all at once; each equals its single run of the same seed.
+
+        Args:
+            prompts: what to play.
+            specs: one for each prompt, alike in `seconds` and `cfg`.
+            on_progress, should_stop: as for `stream`.
+
+        Returns:
+            One clip a prompt. Their timing is that of the whole batch.
+
+        Raises:
+            ValueError: no prompts, specs that do not fit, or a prompt that `stream` would refuse.
+            ModelError: as for `stream`.
+            Cancelled: `should_stop` said so; its `clip` is the list of what was made until then.
+        """
+        if isinstance(prompts, str) or not len(prompts) or len(prompts) != len(specs):
+            raise ValueError(f"a batch needs prompts and as many specs, got {prompts!r} and {len(specs)} specs")
+        if len({(spec.seconds, spec.cfg) for spec in specs}) > 1:
+            raise ValueError("all clips of a batch must have the same seconds and cfg")
+        take = Take(self, [self._check_prompt(prompt) for prompt in prompts], specs, on_progress, should_stop)
+        chunks = list(take)
+        made = take.codes.shape[2]
+        clips = None
+        if made:
+            sounds, timing = np.concatenate(chunks, axis=2), take.timing
+            rows = zip(sounds, take.codes.numpy(), prompts, specs, strict=True)
+            clips = [self._clip(sound, codes, timing, prompt, spec) for sound, codes, prompt, spec in rows]
+        if take.stopped:
+            raise Cancelled(self._stopped(made, specs[0]), clips)
+        return clips
+
+    def _check_prompt(self, prompt: str) -> str:
         prompt = check_prompt(prompt)
         check_known(prompt, self.unknown_words(prompt))
-        total = max(1, round(spec.seconds * self.frame_rate_hz))
-        clock = _Clock(on_progress, should_stop)
-        with torch.inference_mode():
-            clock.enter("text", 1)
-            states, mask = self.text_encoder.encode([prompt])
-            clock.tick(1)
-            codes = self._codes(states, mask, spec, total, clock)
-            clock.enter("codec", 1)
-            audio = self._sound(codes)
-            clock.tick(1)
-        spent = clock.finish()
-        timing = Timing(
-            text_s=spent["text"],
-            lm_s=spent["lm"],
-            codec_s=spent["codec"],
-            first_sound_s=clock.total_s,
-            total_s=clock.total_s,
-            steps=steps_for(self.decoder, total),
-        )
-        return Clip(audio, self.sample_rate_hz, codes[0].cpu().numpy(), timing, prompt, spec, self.name, self.hash)
+        return prompt
 
-    def _codes(self, states: Tensor, mask: Tensor, spec: SamplingSpec, total: int, clock: _Clock) -> Tensor:
-        """Text states [1,S,D] -> codes int64 [1,K,T]."""
-        delay = max(self.decoder.config.delays)
-        clock.enter("lm", total + delay)
-        made = []
-        with step_threads(self.decoder.config):
-            for frame in frames(self.decoder, states, mask, spec, total, clock.should_stop):
-                made.append(frame)
-                clock.tick(len(made) + delay)
-        return torch.stack(made, dim=2)
+    def _clip(self, audio: np.ndarray, codes: np.ndarray, timing: Timing, prompt: str, spec: SamplingSpec) -> Clip:
+        return Clip(audio, self.sample_rate_hz, codes, timing, prompt, spec, self.name, self.hash)
 
-    def _sound(self, codes: Tensor) -> np.ndarray:
-        """Codes int64 [1,K,T] -> float32 [C,N]; peaks beyond full scale are cut off."""
-        audio = self.codec.decode(codes)[0].float().cpu().numpy()
-        if not np.isfinite(audio).all():
-            raise ModelError(f"the model {self.name} gave sound that is not finite; its weights are unusable")
-        return audio.clip(-1.0, 1.0)
-
-
-@contextmanager
-def step_threads(config: DecoderConfig) -> Iterator[None]:
-    """One CPU thread while a small decoder steps: its products are too short to be worth handing out to several."""
-    weights = config.layers * config.width * (8 * config.width + 2 * config.ffn)
-    threads = torch.get_num_threads()
-    if weights < SHARED_STEP_WEIGHTS:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-class _Clock:
-    """Times the stages, reports progress, and passes on the wish to stop."""
-
-    def __init__(self, on_progress: Report | None, should_stop: Callable[[], bool] | None):
-        self._report, self.should_stop = on_progress, should_stop
-        self._start = self._entered = time.perf_counter()
-        self._stage, self._total = "", 0
-        self._spent: dict[str, float] = {}
-        self.total_s = 0.0
-
-    def enter(self, stage: str, total: int) -> None:
-        """Close the stage before, and begin one of `total` steps."""
-        if self.should_stop is not None and self.should_stop():
-            raise Cancelled(f"stopped before the stage {stage}")
-        self._close()
-        self._stage, self._total = stage, total
-        self.tick(0)
-
-    def tick(self, done: int) -> None:
-        if self._report is not None:
-            elapsed = time.perf_counter() - self._entered
-            self._report(Progress(self._stage, done, self._total, elapsed))
-
-    def _close(self) -> None:
-        now = time.perf_counter()
-        if self._stage:
-            self._spent[self._stage] = now - self._entered
-        self._entered = now
-
-    def finish(self) -> dict[str, float]:
-        """Seconds spent in each stage."""
-        self._close()
-        self.total_s = self._entered - self._start
-        return self._spent
+    def _stopped(self, frames: int, spec: SamplingSpec) -> str:
+        return f"stopped after {frames / self.frame_rate_hz:.1f} of {spec.seconds:g} seconds"
 
 
 def generate(
     model: Pipeline,
-    prompt: str,
+    prompt: str | Sequence[str],
     seconds: float = 8.0,
-    seed: int = 7,
+    seed: int | Sequence[int] = 7,
     cfg: float = 3.0,
     temperature: float = 1.0,
     top_k: int = 250,
     top_p: float = 0.0,
     greedy: bool = False,
-) -> Clip:
-    """Make one clip with a model from `load`; the same model, seed and machine give the same clip.
+    continue_from: Waveform | None = None,
+) -> Clip | list[Clip]:
+    """Make one clip, or several at once, with a model from `load`.
+
+    The same model, seed and machine give the same clip.
 
     Args:
         model: what `tinymusician_core.load` returned.
-        prompt: what to play, at most 1000 characters.
-        seconds: length, 0.5 to 30.
-        seed: start of the random draws.
+        prompt: what to play, at most 1000 characters; a list of prompts makes a list of clips in one batch.
+        seconds: length, 0.5 to 600.
+        seed: start of the random draws; with a list of prompts a list of seeds may stand beside it.
         cfg: guidance; 1 turns it off and halves the work.
         temperature: below 1 plays safer, above 1 bolder.
         top_k: draw from this many of the likeliest tokens; 0 allows all.
         top_p: draw from this share of the probability; 0 allows all.
         greedy: always take the likeliest token.
+        continue_from: a sound that the music goes on from, as `audio.read` gives it; one prompt only.
 
     Raises:
-        ValueError: an argument out of range, or a model that did not come from `load`.
+        ValueError: an argument out of range, lists that do not fit together, or a model that did not come from `load`.
+        ModelError: as for `Pipeline.stream`.
     """
     if not isinstance(model, Pipeline):
         raise ValueError(f"model must come from tinymusician_core.load, got {type(model).__name__}")
-    return model.generate(prompt, SamplingSpec(seconds, seed, cfg, temperature, top_k, top_p, greedy))
+    settings = (cfg, temperature, top_k, top_p, greedy)
+    if isinstance(prompt, str):
+        return model.generate(prompt, SamplingSpec(seconds, seed, *settings), continue_from=continue_from)
+    if continue_from is not None:
+        raise ValueError("continue_from takes one prompt, got a list")
+    prompts = list(prompt)
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(prompts)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"seed must be one number or as many as prompts, got {len(seeds)} beside {len(prompts)}")
+    return model.generate_batch(prompts, [SamplingSpec(seconds, each, *settings) for each in seeds])

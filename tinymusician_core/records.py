@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-MIN_SECONDS, MAX_SECONDS = 0.5, 30.0
+MIN_SECONDS, MAX_SECONDS = 0.5, 600.0
 MAX_PROMPT_CHARS = 1000
 MAX_SEED = 2**32 - 1
 MIN_CFG, MAX_CFG = 1.0, 20.0
@@ -27,7 +27,15 @@ class ModelError(RuntimeError):
 
 
 class Cancelled(RuntimeError):
-    """The caller asked a running generation to stop."""
+    """The caller asked running work to stop.
+
+    Attributes:
+        clip: what was made until then, a shorter `Clip` (a batch: a list of them); None where nothing was.
+    """
+
+    def __init__(self, message: str, clip: Clip | list[Clip] | None = None):
+        super().__init__(message)
+        self.clip = clip
 
 
 def _number(name: str, value, low: float, high: float, hint: str = "") -> float:

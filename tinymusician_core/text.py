@@ -7,6 +7,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .records import check_prompt
 
@@ -56,6 +57,17 @@ class TextEncoder(nn.Module):
         tokens, mask = self.tokenize([check_prompt(prompt) for prompt in prompts])
         tokens, mask = tokens.to(self.device), mask.to(self.device)
         return self(tokens, mask).float(), mask
+
+    def encode_each(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """As `encode`, but each prompt by itself.
+
+        A quantized encoder chooses its scales by all that it is given at once: here no prompt hears its neighbours.
+        """
+        encoded = [self.encode([prompt]) for prompt in prompts]
+        longest = max(mask.shape[1] for _, mask in encoded)
+        states = [F.pad(states, (0, 0, 0, longest - states.shape[1])) for states, _ in encoded]
+        masks = [F.pad(mask, (0, longest - mask.shape[1])) for _, mask in encoded]
+        return torch.cat(states), torch.cat(masks)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """The words of a prompt that this model has never seen, in order and each once; punctuation does not count."""

@@ -1,16 +1,22 @@
-"""The loop: decode one position, sample, and hand out each frame as soon as its last codebook is there."""
+"""The loop: read, guide, draw, and hand out each frame as soon as its last codebook is there.
+
+B batch, K codebooks, T frames, S text tokens, D width, V codebook size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from ..delay import valid
+from ..delay import delay, valid
 from ..records import Cancelled, SamplingSpec
-from .decoder import Decoder
+from .decoder import Decoder, DecoderConfig
 from .sampling import Sampler, guide
+from .window import Window, context_of, kept_of
+
+BLOCK = 32
 
 
 def steps_for(decoder: Decoder, frames_total: int) -> int:
@@ -18,59 +24,125 @@ def steps_for(decoder: Decoder, frames_total: int) -> int:
     return frames_total + max(decoder.config.delays)
 
 
-def _with_unconditional(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Text states and mask of twice the batch: the second half is all zeros, as transformers does guidance."""
-    return torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)])
-
-
 @torch.inference_mode()
 def frames(
     decoder: Decoder,
     states: Tensor,
     mask: Tensor,
-    spec: SamplingSpec,
+    specs: SamplingSpec | Sequence[SamplingSpec],
     frames_total: int,
     should_stop: Callable[[], bool] | None = None,
+    given: Tensor | None = None,
+    window: int | None = None,
 ) -> Iterator[Tensor]:
     """Generate `frames_total` frames for a batch of prompts.
+
+    Each row draws from its own seed, so that a row of a batch equals its single run (in float32, to rounding).
+    A piece longer than the window costs the same time and memory a frame, however long it gets: when the window is
+    full, its last `context_of(window)` frames are read anew from position 0, and the music goes on from there.
 
     Args:
         decoder: the step decoder.
         states: text states [B,S,D].
         mask: [B,S], 1 or True where there is text.
-        spec: how to draw; guidance runs as a batch of 2B when `spec.cfg` is above 1. `spec.seconds` is not used here.
+        specs: how to draw, for all rows or one for each; guidance, the same for all, runs as a batch of 2B when
+            `cfg` is above 1. `seconds` is not used here.
         frames_total: T, at least 1.
-        should_stop: asked before every step.
+        should_stop: asked before every step, and between the blocks of `BLOCK` columns that are read at once.
+        given: int64 [B,K,T0], codes that the music goes on from; they are not yielded.
+        window: frames that the decoder sees at most; None for all there are.
 
     Yields:
         int64 [B,K]: frame after frame, the delay already undone.
 
     Raises:
-        ValueError: fewer than 1 frame, or text states of the wrong shape.
+        ValueError: fewer than 1 frame, a window of less than 1, or a batch whose parts do not fit together.
         Cancelled: `should_stop` said so.
     """
-    if frames_total < 1:
-        raise ValueError(f"frames_total must be 1 or more, got {frames_total}")
-    config = decoder.config
-    batch, device = states.shape[0], states.device
-    guided = spec.cfg > 1.0
-    if guided:
-        states, mask = _with_unconditional(states, mask)
-    steps, longest = steps_for(decoder, frames_total), max(config.delays)
-    cache = decoder.prepare(states, mask, steps)
-    sampler = Sampler(spec, device)
-    holds_code = valid(config.delays, frames_total).to(device).unbind(1)
-    shifts = torch.tensor(config.delays, device=device)
-    books = torch.arange(config.codebooks, device=device)
-    delayed = torch.full((batch, config.codebooks, steps), config.pad, device=device)
-    tokens = torch.full((batch, config.codebooks), config.pad, device=device)
-    for step in range(steps):
+    config, batch = decoder.config, states.shape[0]
+    specs = _one_a_row(specs, batch)
+    given = _given(given, config, batch, frames_total, window).to(states.device)
+    begun, steps, longest = given.shape[2], steps_for(decoder, frames_total), max(config.delays)
+    size = begun + frames_total if window is None else min(window, begun + frames_total)
+    seen = Window(given, config.delays, config.pad, size, context_of(size))
+    reader = Reader(decoder, states, mask, specs[0].cfg, seen)
+    samplers = [Sampler(spec, states.device) for spec in specs]
+    is_new = valid(config.delays, frames_total).to(states.device).unbind(1)
+    tail = delay(given, config.delays, config.pad)[0][:, :, begun:].unbind(2)
+    step = 0
+
+    def ask() -> None:
         if should_stop is not None and should_stop():
             raise Cancelled(f"stopped after {step} of {steps} steps")
-        logits = decoder.step(torch.cat([tokens, tokens]) if guided else tokens, cache)
-        tokens = sampler(guide(logits, spec.cfg) if guided else logits)
-        if step < longest or step >= frames_total:
-            tokens = torch.where(holds_code[step], tokens, config.pad)
-        delayed[:, :, step] = tokens
+
+    for step in range(steps):
+        logits = reader.read(ask)
+        column = torch.cat([draw(row) for draw, row in zip(samplers, logits.split(1), strict=True)])
+        if step < longest:
+            column = torch.where(is_new[step], column, tail[step])
+        elif step >= frames_total:
+            column = torch.where(is_new[step], column, config.pad)
+        seen.write(column)
         if step >= longest:
-            yield delayed[:, books, shifts + (step - longest)]
+            yield seen.newest_frame()
+
+
+class Reader:
+    """Has the decoder read what it has not seen of a window, with guidance where there is any."""
+
+    def __init__(self, decoder: Decoder, states: Tensor, mask: Tensor, cfg: float, window: Window):
+        self._decoder, self._cfg, self._window = decoder, cfg, window
+        if cfg > 1.0:
+            states, mask = _with_unconditional(states, mask)
+        self._cache = decoder.prepare(states, mask, window.room)
+
+    def read(self, ask: Callable[[], None]) -> Tensor:
+        """Read up to the last column, and return the guided logits float32 [B,K,V] of the next.
+
+        `ask` is called before each pass through the decoder, and may raise to end it all.
+        """
+        if self._cache.length == self._window.room:
+            self._window.slide()
+            self._cache.rewind()
+        unread = self._window.unread(self._cache.length)
+        if self._cfg > 1.0:
+            unread = torch.cat([unread, unread])
+        for block in unread[:, :, :-1].split(BLOCK, dim=2):
+            if block.shape[2]:
+                ask()
+                self._decoder.prefill(block, self._cache)
+        ask()
+        logits = self._decoder.step(unread[:, :, -1], self._cache)
+        return guide(logits, self._cfg) if self._cfg > 1.0 else logits
+
+
+def _with_unconditional(states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Text states and mask of twice the batch: the second half is all zeros, as transformers does guidance."""
+    return torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.zeros_like(mask)])
+
+
+def _one_a_row(specs: SamplingSpec | Sequence[SamplingSpec], batch: int) -> list[SamplingSpec]:
+    specs = [specs] * batch if isinstance(specs, SamplingSpec) else list(specs)
+    if len(specs) != batch:
+        raise ValueError(f"a batch of {batch} needs one SamplingSpec or {batch}, got {len(specs)}")
+    scales = sorted({spec.cfg for spec in specs})
+    if len(scales) > 1:
+        raise ValueError(f"all rows of a batch must have the same cfg, got {', '.join(f'{cfg:g}' for cfg in scales)}")
+    return specs
+
+
+def _given(codes: Tensor | None, config: DecoderConfig, batch: int, frames_total: int, window: int | None) -> Tensor:
+    """The codes int64 [B,K,T0] that the first window begins with; ValueError where lengths or codes are wrong."""
+    if frames_total < 1:
+        raise ValueError(f"frames_total must be 1 or more, got {frames_total}")
+    if window is not None and window < 1:
+        raise ValueError(f"a window must be 1 frame or more, got {window}")
+    if codes is None:
+        return torch.empty(batch, config.codebooks, 0, dtype=torch.long)
+    if codes.ndim != 3 or codes.shape[:2] != (batch, config.codebooks) or codes.dtype != torch.long:
+        raise ValueError(
+            f"given codes must be int64 [{batch}, {config.codebooks}, frames], got {codes.dtype} {tuple(codes.shape)}"
+        )
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < config.entries:
+        raise ValueError(f"given codes must lie between 0 and {config.entries - 1}")
+    return codes[:, :, codes.shape[2] - kept_of(codes.shape[2], frames_total, window) :]
