@@ -162,3 +162,33 @@ def test_exports_without_ffmpeg_are_one_sentence_and_wav_needs_none(tmp_path, mo
     assert au.export(tmp_path / "a.wav", tone()).is_file()
     with pytest.raises(ValueError, match=r"must end in \.wav, \.mp3, \.flac, \.ogg, got 'a\.aac'"):
         au.export(tmp_path / "a.aac", tone())
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["unlike sounds", "the same sound"])
+def test_a_crossfade_begins_old_ends_new_and_keeps_the_level(same):
+    random = np.random.default_rng(0).standard_normal((2, 2, 8000)).astype(np.float32)
+    old, new = random[0], random[0 if same else 1]
+    mixed = au.crossfade(old, new)
+    assert mixed.dtype == np.float32
+    np.testing.assert_array_equal(mixed[:, 0], old[:, 0])
+    np.testing.assert_allclose(mixed[:, -1], new[:, -1], atol=2e-3)
+    powers = [(part**2).mean() for part in np.split(mixed, 4, axis=1)]
+    assert max(powers) < 1.15 * min(powers)
+
+
+def test_a_crossfade_of_contrary_sounds_turns_nothing_up():
+    sound = np.full((1, 100), 0.5, np.float32)
+    assert np.abs(au.crossfade(sound, -sound)).max() <= 0.5
+    assert not au.crossfade(0 * sound, 0 * sound).any()
+
+
+def test_an_unreadable_file_shows_in_its_beginning(tmp_path):
+    au.check_readable(au.write_wav(tmp_path / "good.wav", tone()))
+    (tmp_path / "bad.wav").write_bytes(b"RIFF, and then nothing")
+    for name in ("bad.wav", "none.wav"):
+        said = []
+        for look in (au.check_readable, au.read):
+            with pytest.raises(ValueError, match=name) as caught:
+                look(tmp_path / name)
+            said.append(str(caught.value))
+        assert said[0] == said[1]

@@ -10,7 +10,8 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +30,37 @@ class AudioError(RuntimeError):
     """Sound could not be exported; the message is one sentence."""
 
 
-def clip_tags(clip: Clip) -> dict[str, str]:
-    """The tags of a clip's file: what made it and how, nothing that changes from run to run."""
+def clip_tags(clip: Clip, **more) -> dict[str, str]:
+    """The tags of a clip's file: what made it and how, nothing that changes from run to run. `more` joins in."""
     comment = {
         "model": clip.model,
         "model_hash": clip.model_hash,
         "seed": clip.sampling.seed,
         "settings": clip.sampling.as_dict(),
+        **more,
     }
     return {"title": clip.prompt, "software": f"TinyMusician {__version__}", "comment": json.dumps(comment)}
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    """A sound file to read from; ValueError where there is none, or none with sound in it."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no such file: {path}; a WAV, FLAC, OGG or MP3 file is allowed")
+    try:
+        with soundfile.SoundFile(path) as file:
+            if not file.frames:
+                raise ValueError(f"{path} holds no sound")
+            yield file
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} is no WAV, FLAC, OGG or MP3 that can be read: {first_line(error)}") from error
+
+
+def check_readable(path: str | Path) -> None:
+    """ValueError, as `read` raises it, for a file whose beginning shows that no sound can be read from it."""
+    with _opened(path):
+        return
 
 
 def read(path: str | Path) -> Waveform:
@@ -46,16 +69,23 @@ def read(path: str | Path) -> Waveform:
     Raises:
         ValueError: no such file, no sound in it, or a format that cannot be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"no such file: {path}; a WAV, FLAC, OGG or MP3 file is allowed")
-    try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} is no WAV, FLAC, OGG or MP3 that can be read: {first_line(error)}") from error
-    if not len(audio):
-        raise ValueError(f"{path} holds no sound")
-    return Waveform(audio.T.clip(-1.0, 1.0), rate)
+    with _opened(path) as file:
+        audio = file.read(dtype="float32", always_2d=True)
+        return Waveform(audio.T.clip(-1.0, 1.0), file.samplerate)
+
+
+def crossfade(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """From the sound `old` float32 [C,n] to `new` [C,n] at an even level; the first sample is all old, the next new.
+
+    The gains are a quarter of a cosine and of a sine (equal power), divided by what the likeness of the two adds, as in
+    Fink, Holters and Zölzer, "Signal-matched power-complementary cross-fading" (DAFx-16): unlike sounds keep their
+    level, and so do sounds that are the same. Peaks can be higher than those of both, up to sqrt(2) times.
+    """
+    angle = np.arange(old.shape[1]) / old.shape[1] * (np.pi / 2)
+    fall, rise = np.cos(angle), np.sin(angle)
+    power = math.sqrt((old.astype(np.float64) ** 2).sum() * (new.astype(np.float64) ** 2).sum())
+    likeness = max(0.0, float((old.astype(np.float64) * new).sum()) / power) if power > 0 else 0.0
+    return ((fall * old + rise * new) / np.sqrt(1.0 + 2.0 * likeness * rise * fall)).astype(np.float32)
 
 
 def read_tags(path: str | Path) -> dict[str, str]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .records import MAX_SECONDS, Waveform, check_seconds
+from .audio import crossfade
+from .records import MAX_SECONDS, MIN_SECONDS, Waveform, check_seconds
 
 BEATS_A_BAR = 4
 MIN_BPM, MAX_BPM = 20.0, 300.0
@@ -28,8 +29,8 @@ class LoopLength:
 
     @property
     def tail_s(self) -> float:
-        """Seconds to make beyond the end: `TAIL_S`, or `TAIL_SHARE` of a short loop."""
-        return min(TAIL_S, TAIL_SHARE * self.seconds)
+        """Seconds to make beyond the end: `TAIL_S`, a share of a short loop, and enough for the shortest clip."""
+        return max(MIN_SECONDS - self.seconds, min(TAIL_S, TAIL_SHARE * self.seconds))
 
 
 def check_bpm(value) -> float:
@@ -68,10 +69,7 @@ def loop_length(seconds: float, bpm: float | None = None) -> LoopLength:
 def make_loop(sound: Waveform, seconds: float) -> Waveform:
     """Cut a loop of `seconds`, exact to a sample, from a sound that is longer; all that lies beyond is the tail.
 
-    The gains of the crossfade are a quarter of a cosine and of a sine (equal power), divided by what the likeness of
-    tail and beginning would add, as in Fink, Holters and Zölzer, "Signal-matched power-complementary cross-fading"
-    (DAFx-16): unlike sounds keep their level through the seam, and so do sounds that are the same. Where the sum would
-    leave full scale, the whole loop is turned down.
+    Where the sum of the two would leave full scale, the whole loop is turned down.
 
     Args:
         sound: [C,N]; longer than `seconds` and at most twice as long.
@@ -86,15 +84,6 @@ def make_loop(sound: Waveform, seconds: float) -> Waveform:
         raise ValueError(
             f"a loop of {seconds:g} seconds needs a sound that is longer, up to twice as long, got {sound.seconds:g} s"
         )
-    begins, ends = sound.audio[:, :tail].astype(np.float64), sound.audio[:, samples:].astype(np.float64)
-    angle = np.arange(tail) / tail * (np.pi / 2)
-    rise, fall = np.sin(angle), np.cos(angle)
-    audio = sound.audio[:, :samples].astype(np.float64)
-    audio[:, :tail] = (rise * begins + fall * ends) / np.sqrt(1.0 + 2.0 * _likeness(begins, ends) * rise * fall)
+    seam = crossfade(sound.audio[:, samples:], sound.audio[:, :tail])
+    audio = np.concatenate([seam, sound.audio[:, tail:samples]], axis=1)
     return Waveform(audio / max(1.0, np.abs(audio).max()), sound.sample_rate_hz)
-
-
-def _likeness(one: np.ndarray, other: np.ndarray) -> float:
-    """The correlation of two sounds [C,N]; 0 where they are contrary or silent, so that nothing is ever turned up."""
-    power = np.sqrt((one**2).sum() * (other**2).sum())
-    return max(0.0, float((one * other).sum() / power)) if power > 0 else 0.0
