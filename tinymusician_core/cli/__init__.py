@@ -54,4 +54,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, says = 130, "stopped"
     print(f"tinymusician {options.command}: {says}", file=sys.stderr)
     return code
-
