@@ -6,12 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tinymusician_core.delay import undelay
-from tinymusician_core.engine import Decoder, DecoderConfig, Sampler, frames
+from tinymusician_core.engine import Decoder, DecoderConfig, frames
 from tinymusician_core.engine.linear import StepLinear
-from tinymusician_core.engine.loop import steps_for
-from tinymusician_core.engine.sampling import guide
-from tinymusician_core.records import Cancelled, SamplingSpec
+from tinymusician_core.records import SamplingSpec
 
 
 def make_decoder(seed=0, **changes) -> Decoder:
@@ -200,113 +197,3 @@ def test_logits_carry_gradients_even_after_generating():
     collect(decoder, states, mask, SamplingSpec(), 3)
     decoder.logits(torch.zeros(1, 3, 4, dtype=torch.long), states, mask).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in decoder.parameters())
-
-
-@pytest.mark.parametrize("cfg", [1.0, 3.0])
-@pytest.mark.parametrize(("codebooks", "channels"), [(1, 1), (3, 1), (4, 2)])
-def test_the_loop_yields_the_frames_of_a_plain_greedy_search(cfg, codebooks, channels):
-    decoder = make_decoder(codebooks=codebooks, audio_channels=channels)
-    delays, pad = decoder.config.delays, decoder.config.pad
-    states, mask = make_text(decoder, batch=2)
-    made = collect(decoder, states, mask, SamplingSpec(greedy=True, cfg=cfg), 6)
-    tokens = torch.full((2, codebooks, 1), pad)
-    zeros = torch.zeros_like(states), torch.zeros_like(mask)
-    for position in range(1, 7 + max(delays)):
-        logits = decoder.logits(tokens, states, mask)[:, :, -1].detach()
-        if cfg > 1:
-            other = decoder.logits(tokens, *zeros)[:, :, -1].detach()
-            logits = other + cfg * (logits - other)
-        chosen = logits.argmax(-1)
-        for k, shift in enumerate(delays):
-            if not shift < position <= 6 + shift:
-                chosen[:, k] = pad
-        tokens = torch.cat([tokens, chosen.unsqueeze(2)], dim=2)
-    assert torch.equal(made, undelay(tokens[:, :, 1:], delays))
-    assert made.max() < decoder.config.entries
-
-
-def test_a_frame_comes_out_as_soon_as_its_last_codebook_is_there():
-    decoder = make_decoder()
-    states, mask = make_text(decoder)
-    steps = []
-    decoder.norm.register_forward_hook(lambda *_: steps.append(1))
-    stream = frames(decoder, states, mask, SamplingSpec(), 4)
-    seen = [len(steps) for _ in stream]
-    assert seen == [3, 4, 5, 6]
-    assert len(steps) == steps_for(decoder, 4) == 6
-
-
-def test_seeds_decide_and_the_global_random_state_is_left_alone():
-    decoder = make_decoder()
-    states, mask = make_text(decoder)
-    torch.manual_seed(99)
-    expected = torch.rand(3)
-    torch.manual_seed(99)
-    one = collect(decoder, states, mask, SamplingSpec(seed=1), 10)
-    assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(collect(decoder, states, mask, SamplingSpec(seed=1), 10), one)
-    assert not torch.equal(collect(decoder, states, mask, SamplingSpec(seed=2), 10), one)
-
-
-def test_stopping_and_wrong_counts():
-    decoder = make_decoder()
-    states, mask = make_text(decoder)
-    answers = iter([False, False, False, True])
-    with pytest.raises(Cancelled, match="stopped after 3 of 12 steps"):
-        list(frames(decoder, states, mask, SamplingSpec(), 10, lambda: next(answers)))
-    with pytest.raises(ValueError, match="frames_total must be 1 or more, got 0"):
-        list(frames(decoder, states, mask, SamplingSpec(), 0))
-
-
-def test_guidance_is_the_formula():
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(4, 2, 5, generator=generator)
-    conditional, unconditional = logits[:2].clone(), logits[2:].clone()
-    torch.testing.assert_close(guide(logits, 3.0), unconditional + 3.0 * (conditional - unconditional))
-
-
-def draws(logits, count, **settings_):
-    sampler = Sampler(SamplingSpec(**settings_))
-    return torch.cat([sampler(logits.expand(1, 500, -1)).flatten() for _ in range(count // 500)])
-
-
-def test_draws_follow_the_softmax_of_the_logits():
-    logits = torch.tensor([[[2.0, 1.0, 0.0, -1.0, 0.5]]])
-    for temperature, top_k in ((1.0, 0), (0.7, 0), (1.5, 5), (1.0, 4)):
-        drawn = draws(logits, 20_000, temperature=temperature, top_k=top_k, seed=4)
-        expected = (logits[0, 0] / temperature).softmax(-1)
-        if top_k == 4:
-            expected[3] = 0
-            expected /= expected.sum()
-        share = torch.bincount(drawn, minlength=5) / len(drawn)
-        torch.testing.assert_close(share, expected, atol=0.015, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("settings_", "allowed"),
-    [
-        ({"top_k": 2}, {0, 1}),
-        ({"top_k": 1}, {0}),
-        ({"top_k": 0, "top_p": 0.5}, {0}),
-        ({"top_k": 0, "top_p": 0.7}, {0, 1}),
-        ({"top_k": 3, "top_p": 0.96}, {0, 1, 4}),
-        ({"top_k": 0, "top_p": 0.0}, {0, 1, 2, 3, 4}),
-        ({"top_k": 0, "top_p": 1.0}, {0, 1, 2, 3, 4}),
-        ({"top_k": 99}, {0, 1, 2, 3, 4}),
-        ({"greedy": True}, {0}),
-    ],
-)
-def test_only_allowed_tokens_are_drawn(settings_, allowed):
-    logits = torch.tensor([[[2.0, 1.0, 0.0, -1.0, 0.5]]])  # probabilities 0.55, 0.20, 0.07, 0.03, 0.12
-    assert set(draws(logits, 5000, **settings_).tolist()) == allowed
-
-
-def test_top_p_and_top_k_keep_what_transformers_keeps():
-    from transformers import TopKLogitsWarper, TopPLogitsWarper
-
-    logits = torch.randn(1, 40, 30, generator=torch.Generator().manual_seed(6)) * 2
-    spec = SamplingSpec(top_k=12, top_p=0.8, temperature=0.9)
-    scores, tokens = Sampler(spec)._keep(logits.clone())
-    ours = torch.full_like(logits, float("-inf")).scatter(-1, tokens, scores)
-    theirs = TopPLogitsWarper(0.8)(None, TopKLogitsWarper(12)(None, logits[0] / 0.9))
-    torch.testing.assert_close(ours[0], theirs)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..delay import valid
-
 
 def context_of(window: int) -> int:
     """How many frames of a full window of `window` frames the next one begins with: a third.
@@ -41,14 +39,16 @@ class Window:
     def __init__(self, given: Tensor, delays: tuple[int, ...], pad: int, frames: int, context: int):
         """Begin with the codes `given` int64 [B,K,T0]; `frames` fit in, and sliding keeps `context` of them whole."""
         batch, codebooks, count = given.shape
-        self._delays, self._longest, self._pad, self._context = delays, max(delays), pad, context
+        self._longest, self._pad, self._context = max(delays), pad, context
         self.room = frames + self._longest
         self._columns = given.new_full((batch, codebooks, self.room + 1), pad)
         for k, shift in enumerate(delays):
             self._columns[:, k, 1 + shift : 1 + count] = given[:, k, : max(0, count - shift)]
         self.length = 1 + count
         self._books = torch.arange(codebooks, device=given.device)
-        self._shifts = torch.tensor(delays, device=given.device) - self._longest - 1
+        shifts = torch.tensor(delays, device=given.device)
+        self._newest = shifts - self._longest - 1
+        self._before = torch.arange(1 + self._longest, device=given.device) <= shifts.unsqueeze(1)
 
     def unread(self, read: int) -> Tensor:
         """The columns [B,K,n] after the first `read` ones."""
@@ -61,7 +61,7 @@ class Window:
 
     def newest_frame(self) -> Tensor:
         """The codes [B,K] of the frame whose last codebook stands in the last column."""
-        return self._columns[:, self._books, self._shifts + self.length]
+        return self._columns[:, self._books, self._newest + self.length]
 
     def slide(self) -> None:
         """Make the end of this window the beginning of the next, as if its first frame were the first of all.
@@ -71,7 +71,5 @@ class Window:
         """
         kept = 1 + self._context + self._longest
         self._columns[:, :, :kept] = self._columns[:, :, self.length - kept : self.length].clone()
-        before = ~valid(self._delays, self._context)[:, : self._longest].to(self._columns.device)
-        self._columns[:, :, 0] = self._pad
-        self._columns[:, :, 1 : 1 + self._longest].masked_fill_(before, self._pad)
+        self._columns[:, :, : 1 + self._longest].masked_fill_(self._before, self._pad)
         self.length = kept
