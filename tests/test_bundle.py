@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from tinymusician_core import ModelError, SamplingSpec, load
 from tinymusician_core.bundle import load_parts, save_family
-from tinymusician_core.files import sha256_of, whole_file
+from tinymusician_core.files import identity_of, sha256_of, whole_file
+from tinymusician_core.stored import Weights, weight_files
 from tinymusician_core.variants import assets_folder, resolve
 
 
@@ -138,8 +139,87 @@ def test_a_transformers_folder_that_lacks_weights_is_refused(musicgen):
     state = load_file(musicgen / "model.safetensors")
     del state["decoder.lm_heads.2.weight"]
     save_file(state, musicgen / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks 1 weights, among them decoder\.lm_heads\.2\.weight"):
+    with pytest.raises(ModelError, match=r"weights lack decoder\.lm_heads\.2\.weight"):
         load(musicgen)
+
+
+@pytest.mark.parametrize(
+    "name", ["text_encoder.encoder.final_layer_norm.weight", "audio_encoder.encoder.layers.0.conv.bias"]
+)
+def test_a_part_that_lacks_weights_is_refused(musicgen, name):
+    state = load_file(musicgen / "model.safetensors")
+    del state[name]
+    save_file(state, musicgen / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="lacks 1 weights, among them " + name.split(".", 1)[1].replace(".", r"\.")):
+        load(musicgen)
+
+
+def test_weights_that_no_part_has_a_place_for_are_not_passed_over(musicgen):
+    state = load_file(musicgen / "model.safetensors")
+    state["decoder.model.decoder.layers.0.fc1.bias"] = torch.ones(48)
+    save_file(state, musicgen / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"holds 1 weights that this model has no place for, among them .*fc1\.bias"):
+        load(musicgen)
+
+
+def test_weights_pickled_by_pytorch_are_refused_with_the_way_out(musicgen):
+    (musicgen / "model.safetensors").unlink()
+    (musicgen / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin alone, and only safetensors are read") as caught:
+        load(musicgen)
+    assert "save_pretrained" in one_sentence(caught)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_stored_in_half_the_bits_run_in_float32(musicgen, dtype):
+    state = {name: tensor.to(dtype) for name, tensor in load_file(musicgen / "model.safetensors").items()}
+    save_file(state, musicgen / "model.safetensors", metadata={"format": "pt"})
+    model = load(musicgen)
+    assert {tensor.dtype for tensor in model.modules.parameters()} == {torch.float32}
+    stored = state["decoder.model.decoder.layers.1.fc2.weight"]
+    assert torch.equal(model.decoder.get_parameter("layers.1.fc2.weight"), stored.float())
+    assert model.generate("a calm piano", SamplingSpec(seconds=0.5)).audio.shape == (1, 16000)
+
+
+def test_weights_are_read_one_by_one_into_memory_of_their_own(musicgen):
+    [path] = weight_files(musicgen)
+    weights, stored = Weights([path]), load_file(path)
+    name = "decoder.lm_heads.0.weight"
+    first, second = weights[name], weights[name]
+    assert torch.equal(first, stored[name])
+    assert first.data_ptr() != second.data_ptr()
+    weights["extra"] = first
+    assert weights.pop("extra") is first
+    assert set(weights.take("decoder.lm_heads.")) == {f"{k}.weight" for k in range(4)}
+    assert name not in weights
+    assert len(weights) == len(stored) - 4
+
+
+def test_the_identity_of_a_big_file_rests_on_a_sample_of_it(tmp_path, monkeypatch):
+    small, big = tmp_path / "small", tmp_path / "big"
+    small.write_bytes(b"x" * 1000)
+    assert identity_of(small) == sha256_of(small)
+    monkeypatch.setattr("tinymusician_core.files.SAMPLED_BYTES", 1 << 20)
+    data = torch.randint(0, 256, (9 << 20,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    big.write_bytes(data.tobytes())
+    first = identity_of(big)
+    assert first.startswith("sampled-")
+    assert identity_of(big) == first
+    for start, end in ((0, 1), (5 << 20, (5 << 20) + 16384), (data.size - 1, data.size)):
+        changed = data.copy()
+        changed[start:end] += 1
+        big.write_bytes(changed.tobytes())
+        assert identity_of(big) != first
+    big.write_bytes(data.tobytes() + b"x")
+    assert identity_of(big) != first
+
+
+def test_two_fine_tunes_have_two_hashes(tiny_musicgen, musicgen, monkeypatch):
+    state = load_file(musicgen / "model.safetensors")
+    state["decoder.model.decoder.layers.2.fc1.weight"] *= 1.01
+    save_file(state, musicgen / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr("tinymusician_core.files.SAMPLED_BYTES", 1 << 16)
+    assert load(musicgen).hash != load(tiny_musicgen).hash
 
 
 def test_a_transformers_folder_without_a_tokenizer_is_refused(musicgen):

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +21,13 @@ from .engine.decoder import DecoderConfig
 from .engine.weights import from_musicgen
 from .files import check_safetensors, combined_hash, first_line, reading, sha256_of, verify_files, whole_file
 from .records import ModelError
+from .stored import check_complete, quiet_transformers, take_projection
 from .text import TextEncoder
 
 FORMATS = ("musicgen", "tinymusician", "tinymusician-quantized")
 WINDOW_S = 30.0  # what MusicGen was trained on, arXiv 2306.05284
 TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 CODEC_FILES = ("config.json", "decoder.safetensors")
-TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "spiece.model")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,28 +79,6 @@ def read_config(folder: Path) -> dict:
     return config
 
 
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no notes from transformers while it loads; its settings are put back afterwards."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _complete(info: Mapping, folder: Path) -> None:
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ModelError(f"{folder} lacks {len(missing)} weights, among them {missing[0]}")
-
-
 def load_parts(folder: str | Path) -> Parts:
     """Read a model folder of any of the three formats, onto the CPU.
 
@@ -113,6 +90,8 @@ def load_parts(folder: str | Path) -> Parts:
     config = read_config(folder)
     kind = config["model_type"]
     if kind == "musicgen":
+        from .musicgen_format import load_musicgen
+
         return load_musicgen(folder)
     verify_files(folder, config.get("files"))
     if kind == "tinymusician":
@@ -135,7 +114,7 @@ def load_text_encoder(folder: Path, projection: nn.Module | None) -> TextEncoder
         encoder, info = T5EncoderModel.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-        _complete(info, folder)
+        check_complete(info, folder)
         encoder.config._name_or_path = ""  # it names this machine's folders, and is saved with quantized models
         return TextEncoder(tokenizer, encoder.eval(), projection).eval()
 
@@ -149,15 +128,6 @@ def load_codec(folder: Path) -> nn.Module:
         return SpectralCodec.from_folder(folder).eval()
 
 
-def _projection(state: dict[str, Tensor]) -> nn.Module | None:
-    if "enc_to_dec_proj.weight" not in state:
-        return None
-    weight = state.pop("enc_to_dec_proj.weight").float()
-    projection = nn.Linear(weight.shape[1], weight.shape[0])
-    projection.load_state_dict({"weight": weight, "bias": state.pop("enc_to_dec_proj.bias").float()})
-    return projection
-
-
 def load_family(folder: Path, config: Mapping) -> Parts:
     """The "tinymusician" format, whose hashes `verify_files` has compared already."""
     with reading(folder / "config.json"):
@@ -167,7 +137,7 @@ def load_family(folder: Path, config: Mapping) -> Parts:
     check_safetensors(weights)
     state = load_file(weights)
     with reading(weights):
-        text_encoder = load_text_encoder(text_folder, _projection(state))
+        text_encoder = load_text_encoder(text_folder, take_projection(state))
         decoder = from_musicgen(shape, state, "decoder.")
     read = [folder / "config.json", weights]
     read += [text_folder / file for file in TEXT_FILES] + [codec_folder / file for file in CODEC_FILES]
@@ -175,46 +145,6 @@ def load_family(folder: Path, config: Mapping) -> Parts:
     codec = load_codec(codec_folder)
     window_s = config.get("window_s", WINDOW_S)
     return Parts(name, decoder, text_encoder, codec, tuple(read), combined_hash(hashes), window_s)
-
-
-def musicgen_weights(folder: Path) -> list[Path]:
-    """The weight files of a transformers folder, with their index where they are in shards; they may be missing."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return [folder / "model.safetensors"]
-    with reading(index):
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    return [index, *(folder / shard for shard in shards)]
-
-
-def load_musicgen(folder: Path) -> Parts:
-    """What transformers' MusicgenForConditionalGeneration.save_pretrained writes, with its tokenizer beside it."""
-    from transformers import AutoTokenizer, MusicgenForConditionalGeneration
-
-    from .codec.encodec import EncodecCodec
-
-    weights = musicgen_weights(folder)
-    for path in weights:
-        if path.suffix == ".safetensors":
-            check_safetensors(path)
-    tokens = [folder / name for name in TOKENIZER_NAMES if (folder / name).is_file()]
-    if not tokens:
-        raise ModelError(f"{folder} holds no tokenizer; it needs tokenizer.json or spiece.model beside the weights")
-    with reading(folder), quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model, info = MusicgenForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-        _complete(info, folder)
-        shape = DecoderConfig.from_dict(model.config.decoder.to_dict())
-        text_encoder = TextEncoder(tokenizer, model.text_encoder, getattr(model, "enc_to_dec_proj", None)).eval()
-        codec = EncodecCodec(model.audio_encoder, shape.audio_channels).eval()
-        state = model.decoder.state_dict()
-        del model.decoder
-        decoder = from_musicgen(shape, state)
-    files = (folder / "config.json", *weights, *tokens)
-    hashes = {path.name: sha256_of(path) for path in files}
-    return Parts(folder.resolve().name, decoder, text_encoder, codec, files, combined_hash(hashes))
 
 
 def save_family(

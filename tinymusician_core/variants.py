@@ -6,13 +6,14 @@ import os
 import re
 from pathlib import Path
 
-from .bundle import TOKENIZER_NAMES, load_parts, musicgen_weights
+from .bundle import load_parts
+from .hub import fetch
 from .pipeline import Pipeline
 from .records import ModelError
+from .stored import is_whole
 
 FAMILY = ("teacher", "student", "quantized")
 ALLOWED = f"allowed are {', '.join(FAMILY)}, a model folder, or a hub id such as facebook/musicgen-small"
-HUB_TIMEOUT_S = 5.0
 HUB_FILES = ("*.json", "*.safetensors", "spiece.model")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -45,30 +46,9 @@ def resolve(source: str | os.PathLike) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    from httpx import HTTPError
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    wanted = {"repo_id": name, "allow_patterns": list(HUB_FILES), "etag_timeout": HUB_TIMEOUT_S}
-    try:
-        earlier = Path(snapshot_download(**wanted, local_files_only=True))
-        if _is_whole(earlier):
-            return earlier
-    except (LocalEntryNotFoundError, HFValidationError):
-        pass  # never downloaded; an impossible name is told by the hub below
-    try:
-        return Path(snapshot_download(**wanted))
-    except (HTTPError, HFValidationError, OSError) as error:
-        raise ModelError(
-            f"{name} is no folder here and could not be had from the hub ({type(error).__name__}); download its "
-            f"config.json, *.safetensors and tokenizer files from https://huggingface.co/{name} and give their folder"
-        ) from error
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether an earlier download got all that loading needs."""
-    wanted = [folder / "config.json", *musicgen_weights(folder)]
-    return all(path.is_file() for path in wanted) and any((folder / name).is_file() for name in TOKENIZER_NAMES)
+    files = "its config.json, *.safetensors and tokenizer files"
+    otherwise = f"download {files} from https://huggingface.co/{name} and give their folder"
+    return fetch(name, HUB_FILES, is_whole, otherwise)
 
 
 def load(source: str | os.PathLike, device: str = "cpu") -> Pipeline:

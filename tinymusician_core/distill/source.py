@@ -11,19 +11,20 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import MusicgenDecoderConfig, MusicgenForCausalLM, MusicgenForConditionalGeneration
 
-from ..bundle import (
-    TOKENIZER_NAMES,
-    WINDOW_S,
-    load_text_encoder,
-    musicgen_weights,
-    quiet_transformers,
-    read_config,
-    save_family,
-)
+from ..bundle import WINDOW_S, load_text_encoder, read_config, save_family
 from ..delay import pattern
-from ..files import check_safetensors, combined_hash, reading, sha256_of, verify_files
+from ..files import check_safetensors, reading, verify_files
 from ..folders import whole_folder
 from ..records import ModelError
+from ..stored import (
+    TOKENIZER_NAMES,
+    check_complete,
+    combined_identity,
+    open_weights,
+    quiet_transformers,
+    take_projection,
+    weight_files,
+)
 from ..text import TextEncoder
 
 POSITIONS = "embed_positions"  # computed, never learned
@@ -115,12 +116,7 @@ def _read_family(folder: Path, config: dict, device: str) -> Teacher:
     check_safetensors(weights)
     with reading(folder):
         state = {name: tensor.float() for name, tensor in load_file(weights).items()}
-        projection = None
-        if "enc_to_dec_proj.weight" in state:
-            weight = state["enc_to_dec_proj.weight"]
-            projection = nn.Linear(weight.shape[1], weight.shape[0])
-            projection.load_state_dict({"weight": weight, "bias": state["enc_to_dec_proj.bias"]})
-        text_encoder = load_text_encoder(folder / config["text"], projection)
+        text_encoder = load_text_encoder(folder / config["text"], take_projection(state))
         decoder = MusicgenForCausalLM(MusicgenDecoderConfig.from_dict(config["decoder"]))
         ours = {k.removeprefix("decoder."): v for k, v in state.items() if k.startswith("decoder.")}
         lacking = [k for k in decoder.load_state_dict(ours, strict=False).missing_keys if POSITIONS not in k]
@@ -133,11 +129,13 @@ def _read_family(folder: Path, config: dict, device: str) -> Teacher:
 def _read_musicgen(folder: Path, config: dict, device: str) -> Teacher:
     from transformers import AutoTokenizer
 
+    open_weights(folder)  # names what is missing or damaged
     with reading(folder), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        whole = MusicgenForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        whole, info = MusicgenForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
+        check_complete(info, folder)
     projection = getattr(whole, "enc_to_dec_proj", None)
     text_encoder = _frozen(TextEncoder(tokenizer, whole.text_encoder, projection), device)
     codec = whole.config.audio_encoder
@@ -147,5 +145,4 @@ def _read_musicgen(folder: Path, config: dict, device: str) -> Teacher:
 
 def hash_of(teacher: Teacher) -> str:
     """Tells one teacher from another: a hash over its config.json and its weights."""
-    files = [teacher.folder / "config.json", *musicgen_weights(teacher.folder)]
-    return combined_hash({file.name: sha256_of(file) for file in files})
+    return combined_identity([teacher.folder / "config.json", *weight_files(teacher.folder)])

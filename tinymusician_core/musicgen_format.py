@@ -1,0 +1,65 @@
+"""Folders that transformers' MusicgenForConditionalGeneration.save_pretrained writes, with their tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .bundle import Parts
+from .engine.decoder import DecoderConfig
+from .engine.weights import from_musicgen
+from .files import reading
+from .records import ModelError
+from .stored import (
+    check_all_used,
+    check_complete,
+    combined_identity,
+    open_weights,
+    quiet_transformers,
+    take_projection,
+    tokenizer_files,
+)
+from .text import TextEncoder
+
+
+def load_musicgen(folder: Path) -> Parts:
+    """Read a "musicgen" folder: small, medium, large, stereo, or a student of any of them; fp32, fp16 or bf16.
+
+    Its hash rests on `identity_of` each file: see there what that tells apart.
+
+    Raises:
+        ModelError: files are missing or damaged, or do not fit together.
+    """
+    from transformers import AutoTokenizer, MusicgenConfig
+
+    from .codec.encodec import EncodecCodec
+
+    files, weights = open_weights(folder)
+    tokens = tokenizer_files(folder)
+    with reading(folder), quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        config = MusicgenConfig.from_pretrained(folder, local_files_only=True)
+        shape = DecoderConfig.from_dict(config.decoder.to_dict())
+        decoder = from_musicgen(shape, weights, "decoder.")
+        encoder = _part("t5", config.text_encoder, weights.take("text_encoder."), folder)
+        text_encoder = TextEncoder(tokenizer, encoder, take_projection(weights)).eval()
+        codec = _part("encodec", config.audio_encoder, weights.take("audio_encoder."), folder)
+        codec = EncodecCodec(codec, shape.audio_channels).eval()
+        check_all_used(weights, folder)
+    read = (folder / "config.json", *files, *tokens)
+    return Parts(folder.resolve().name, decoder, text_encoder, codec, read, combined_identity(read))
+
+
+def _part(kind: str, config, state: dict[str, Tensor], folder: Path) -> nn.Module:
+    from transformers import EncodecModel, T5EncoderModel
+
+    if config.model_type != kind:
+        raise ModelError(f"{folder} has a part of the kind {config.model_type!r} where {kind!r} is supported")
+    made = {"t5": T5EncoderModel, "encodec": EncodecModel}[kind]
+    model, info = made.from_pretrained(
+        None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+    )
+    check_complete(info, folder)
+    return model.eval()
