@@ -1,24 +1,39 @@
-"""Codecs: codes [B,K,T] <-> sound [B,C,N]. `encodec` wraps transformers' EnCodec, `spectral` is ours."""
+"""Codecs: codes [B,K,T] <-> sound [B,C,N]. `encodec` is that of MusicGen, `spectral` that of the demo family.
+
+Both decode whole or in chunks (`stream`), with the same result.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .stream import CodecStream
 
 
 @runtime_checkable
 class Codec(Protocol):
-    """What the pipeline asks of a codec. N = T * sample_rate_hz / frame_rate_hz."""
+    """What the pipeline asks of a codec. N = T * sample_rate_hz / frame_rate_hz.
+
+    Attributes:
+        lookahead_frames: how many frames later than a frame's codes its sound is final: once t frames have been pushed
+            to a stream, the sound of at least t - lookahead_frames frames has come out.
+    """
 
     sample_rate_hz: int
     frame_rate_hz: float
     codebooks: int
     codebook_size: int
     channels: int
+    lookahead_frames: int
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes int64 [B,K,T] -> sound float32 [B,C,N]."""
+
+    def stream(self, batch: int = 1) -> CodecStream:
+        """A decode of codes that come in chunks: all that it gives, joined, equals `decode` of the whole."""
 
     def encode(self, audio: Tensor) -> Tensor:
         """Sound float32 [B,C,N] -> codes int64 [B,K,T]."""

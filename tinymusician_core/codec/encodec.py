@@ -1,4 +1,4 @@
-"""EnCodec (arXiv 2210.13438) through transformers: the codec of the real MusicGen checkpoints."""
+"""EnCodec (arXiv 2210.13438), the codec of the real MusicGen checkpoints: transformers' encoder, our own decoder."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from . import check_audio, check_codes
+from .seanet import Seanet
+from .stream import CodecStream, lookahead
+
+CHUNK_FRAMES = 8
 
 
 class EncodecCodec(nn.Module):
-    """A transformers EncodecModel behind the `Codec` interface.
+    """A transformers EncodecModel behind the `Codec` interface; the model itself is not kept, nor changed.
 
     A stereo MusicGen has a mono EnCodec and twice its codebooks, left and right alternating.
 
     Args:
-        model: the EncodecModel.
+        model: the EncodecModel; its encoder and quantizer are shared, its decoder's weights copied.
         audio_channels: the channels C that the language model makes.
+
+    Raises:
+        ValueError: other channels than 1 or 2, or an EnCodec of another kind than MusicGen's.
     """
 
     def __init__(self, model: nn.Module, audio_channels: int = 1):
@@ -27,13 +34,16 @@ class EncodecCodec(nn.Module):
             )
         if config.normalize or config.chunk_length_s is not None:
             raise ValueError("an EnCodec that normalises or cuts into chunks cannot carry MusicGen's plain codes")
-        self.model = model
+        self.config = config
+        self.encoder, self.quantizer = model.encoder, model.quantizer
+        self.decoder = Seanet(model.decoder)
         self._streams = audio_channels
         self.sample_rate_hz = int(config.sampling_rate)
         self.frame_rate_hz = config.sampling_rate / config.hop_length
         self.codebooks = config.num_quantizers * audio_channels
         self.codebook_size = int(config.codebook_size)
         self.channels = config.audio_channels * audio_channels
+        self.lookahead_frames = lookahead(self.decoder.ready, config.hop_length)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
@@ -43,19 +53,42 @@ class EncodecCodec(nn.Module):
             ValueError: codes of another shape or type, or outside the codebook.
         """
         check_codes(self, codes)
-        streams = [codes[:, i :: self._streams] for i in range(self._streams)]
-        sounds = [self.model.decode(stream.unsqueeze(0), [None]).audio_values for stream in streams]
-        return torch.cat(sounds, dim=1).float()
+        push = self._decoding()
+        last = -(-codes.shape[2] // CHUNK_FRAMES) - 1
+        return torch.cat([push(part, i == last) for i, part in enumerate(codes.split(CHUNK_FRAMES, dim=2))], dim=2)
+
+    def stream(self, batch: int = 1) -> CodecStream:
+        """A decode of codes that come in chunks; the sound of a frame is final `lookahead_frames` frames later.
+
+        Raises:
+            ValueError: a batch below 1.
+        """
+        return CodecStream(self, batch, self._decoding())
+
+    def _decoding(self):
+        """A function that decodes chunk after chunk: codes [B,K,t], whether they are the last -> sound [B,C,n]."""
+        net = self.decoder.open()
+        books = [layer.codebook.embed for layer in self.quantizer.layers]
+
+        def push(codes: Tensor, last: bool) -> Tensor:
+            batch, frames = codes.shape[0], codes.shape[2]
+            shape = (batch, len(books), self._streams, frames)
+            mono = codes.reshape(shape).permute(3, 0, 2, 1).flatten(1, 2)  # [t,B * streams,K]
+            vectors = sum(nn.functional.embedding(mono[..., k], book) for k, book in enumerate(books))
+            sound = net.push(vectors, last)
+            return sound.permute(1, 2, 0).reshape(batch, self.channels, sound.shape[0])
+
+        return push
 
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
-        """Sound float32 [B,C,N] -> codes int64 [B,K,T].
+        """Sound float32 [B,C,N] -> codes int64 [B,K,T]; a last frame that is not whole is padded.
 
         Raises:
             ValueError: sound of another shape.
         """
         check_audio(self, audio)
-        bandwidth = self.model.config.target_bandwidths[-1]
-        parts = audio.chunk(self._streams, dim=1)
-        coded = [self.model.encode(part, bandwidth=bandwidth).audio_codes[0] for part in parts]
-        return torch.stack(coded, dim=2).flatten(1, 2)
+        mono = audio.flatten(0, 1).unsqueeze(1) if self._streams == 2 else audio
+        coded = self.quantizer.encode(self.encoder(mono), self.config.target_bandwidths[-1])  # [K,B*,T]
+        codes = coded.unflatten(1, (-1, self._streams)).permute(1, 0, 2, 3)
+        return codes.flatten(1, 2)

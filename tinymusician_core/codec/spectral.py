@@ -1,11 +1,9 @@
 """The demo family's codec: log-magnitude spectrum -> four codes a frame -> complex spectrum -> wave.
 
 In the manner of Vocos (Siuzdak 2023, arXiv 2306.00814): ConvNeXt blocks on STFT frames and an inverse STFT
-instead of transposed
-convolutions. The first codebook holds the score (a probe on it must tell the notes, as Mimi's first codebook
-holds the words:
-Defossez et al. 2024, arXiv 2410.00037); the other three are a residual quantizer for everything else; both are
-added.
+instead of transposed convolutions. The first codebook holds the score (a probe on it must tell the notes, as Mimi's
+first codebook holds the words: Defossez et al. 2024, arXiv 2410.00037); the other three are a residual quantizer for
+everything else; both are added.
 """
 
 from __future__ import annotations
@@ -18,6 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from . import check_audio, check_codes
+from .spectral_stream import SpectralStream
+from .stream import CodecStream, lookahead
 
 MODEL_TYPE = "tinymusician-spectral-codec"
 LOG_FLOOR = 1e-5
@@ -51,8 +53,10 @@ class SpectralConfig:
 
 
 class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution over time, then a two-layer perceptron a frame, with a scaled residual. [B,T,D] ->
-    [B,T,D]."""
+    """Depthwise convolution over time, then a two-layer perceptron a frame, with a scaled residual.
+
+    [B,T,D] -> [B,T,D], with zeros beyond both ends.
+    """
 
     def __init__(self, dim: int, hidden: int, kernel: int) -> None:
         super().__init__()
@@ -63,14 +67,23 @@ class ConvNeXtBlock(nn.Module):
         self.scale = nn.Parameter(torch.full((dim,), 0.2))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.norm(self.conv(x.transpose(1, 2)).transpose(1, 2))
-        return x + self.scale * self.down(F.gelu(self.up(y)))
+        return self._add(x, self.conv(x.transpose(1, 2)).transpose(1, 2))
+
+    def valid(self, x: Tensor) -> Tensor:
+        """The same without padding and with time first: [n + kernel - 1,B,D] -> [n,B,D]."""
+        conv = self.conv
+        y = F.conv1d(x.permute(1, 2, 0), conv.weight, conv.bias, groups=conv.groups).permute(2, 0, 1)
+        return self._add(x[conv.padding[0] :][: y.shape[0]], y)
+
+    def _add(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.scale * self.down(F.gelu(self.up(self.norm(y))))
 
 
 class SpectralEncoder(nn.Module):
-    """Wave [B,1,N] -> score latent [B,T,score_dim] and sound latent [B,T,latent_dim]. Its view is about two
-    frames either side,
-    so that a note gives much the same codes whatever stands around it."""
+    """Wave [B,1,N] -> score latent [B,T,score_dim] and sound latent [B,T,latent_dim].
+
+    Its view is about two frames either side, so that a note gives much the same codes whatever stands around it.
+    """
 
     def __init__(self, config: SpectralConfig) -> None:
         super().__init__()
@@ -98,8 +111,8 @@ class SpectralEncoder(nn.Module):
 
 
 class SpectralDecoder(nn.Module):
-    """Codes -> wave: look the codes up, add them, spread each frame over `stride` hops, predict magnitude and
-    phase, invert the STFT."""
+    """Codes -> wave: look the codes up, add them, spread each frame over `stride` hops, predict magnitude and phase,
+    invert the STFT."""
 
     def __init__(self, config: SpectralConfig) -> None:
         super().__init__()
@@ -132,19 +145,26 @@ class SpectralDecoder(nn.Module):
         x = self.widen(self.spread(x).reshape(x.shape[0], x.shape[1] * c.stride, 64))
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x)
-        magnitude = self.magnitude(x).float().clamp(max=MAX_LOG_MAGNITUDE).exp()
-        spectrum = torch.polar(magnitude, self.phase(x).float()).transpose(1, 2)
+        spectrum = self.spectrum(x).transpose(1, 2)
         spectrum = torch.cat([spectrum, spectrum[..., -1:]], dim=-1)
         wave = torch.istft(
             spectrum, c.n_fft, c.hop, window=self.window, center=True, length=score.shape[1] * c.samples_per_frame
         )
         return wave[:, None]
 
+    def spectrum(self, x: Tensor) -> Tensor:
+        """What the last block gave [...,D] -> complex STFT columns [...,bins]."""
+        x = self.norm(x)
+        magnitude = self.magnitude(x).float().clamp(max=MAX_LOG_MAGNITUDE).exp()
+        return torch.polar(magnitude, self.phase(x).float())
+
 
 class SpectralCodec(nn.Module):
-    """The whole codec. Only the decoder is needed to generate; the encoder is read from its own file when
-    first used."""
+    """The whole codec. Only the decoder is needed to generate; the encoder is read from its own file when first used.
+
+    Attributes:
+        lookahead_frames: how many frames later than a frame's codes its sound is final.
+    """
 
     channels = 1
 
@@ -212,18 +232,37 @@ class SpectralCodec(nn.Module):
             self._encoder = encoder.eval()
         return self._encoder
 
+    @property
+    def lookahead_frames(self) -> int:
+        return lookahead(SpectralStream(self.decoder).ready, self.config.samples_per_frame)
+
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes int64 [B,K,T] -> wave float32 [B,1,N], N = T * samples_per_frame."""
-        if codes.ndim != 3 or codes.shape[1] != self.codebooks:
-            raise ValueError(f"codes have shape {tuple(codes.shape)}; [batch, {self.codebooks}, frames] is needed")
+        """Codes int64 [B,K,T] -> wave float32 [B,1,N], N = T * samples_per_frame.
+
+        Raises:
+            ValueError: codes of another shape or type, or outside the codebook.
+        """
+        check_codes(self, codes)
         return self.decoder(*self.decoder.look_up(codes))
+
+    def stream(self, batch: int = 1) -> CodecStream:
+        """A decode of codes that come in chunks; the sound of a frame is final `lookahead_frames` frames later.
+
+        Raises:
+            ValueError: a batch below 1.
+        """
+        return CodecStream(self, batch, SpectralStream(self.decoder).push)
 
     @torch.inference_mode()
     def encode(self, audio: Tensor) -> Tensor:
-        """Wave float32 [B,1,N] -> codes int64 [B,K,T]; a last frame that is not whole is padded with silence."""
-        if audio.ndim != 3 or audio.shape[1] != 1:
-            raise ValueError(f"audio has shape {tuple(audio.shape)}; [batch, 1, samples] is needed")
+        """Wave float32 [B,1,N] -> codes int64 [B,K,T]; a last frame that is not whole is padded with silence.
+
+        Raises:
+            ValueError: sound of another shape.
+            FileNotFoundError: a codec that was saved without its encoder.
+        """
+        check_audio(self, audio)
         score, latent = self.encoder(F.pad(audio, (0, -audio.shape[-1] % self.config.samples_per_frame)))
         codes = [nearest(score, self.decoder.score_codebook.weight)]
         for book in self.decoder.codebooks:

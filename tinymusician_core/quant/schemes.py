@@ -125,7 +125,8 @@ def from_tensors(like: nn.Module, scheme: str, tensors: dict[str, Tensor]) -> nn
     plain = SCHEMES[scheme].plain
     for name, old in list(owned(like)):
         new = expect(tensors, name, tuple(old.shape), plain if old.is_floating_point() else old.dtype)
-        new = new.float() if new.is_floating_point() else new
+        # A copy: a file's tensors may lie at odd addresses, where products can round differently.
+        new = new.to(torch.float32, copy=True) if new.is_floating_point() else new
         if name in like._parameters:
             like._parameters[name] = nn.Parameter(new, requires_grad=False)
         else:

@@ -20,7 +20,7 @@ from ..records import ModelError
 from ..text import TextEncoder
 
 # What generating never runs, EnCodec's encoder and ours once it has been read: quantized models leave it out.
-ENCODERS = ("codec.model.encoder.", "codec._encoder.")
+ENCODERS = ("codec.encoder.", "codec._encoder.")
 
 
 class _NoWeights(TorchFunctionMode):
@@ -56,8 +56,8 @@ def describe(modules: nn.ModuleDict) -> dict:
     if isinstance(codec, SpectralCodec):
         sound = {"kind": "spectral", "config": asdict(codec.config)}
     elif isinstance(codec, EncodecCodec):
-        channels = codec.channels // codec.model.config.audio_channels
-        sound = {"kind": "encodec", "config": codec.model.config.to_dict(), "audio_channels": channels}
+        channels = codec.channels // codec.config.audio_channels
+        sound = {"kind": "encodec", "config": codec.config.to_dict(), "audio_channels": channels}
     else:
         raise ValueError(
             f"a {type(codec).__name__} cannot be saved in a quantized model; a spectral codec or EnCodec can"
