@@ -97,7 +97,7 @@ def test_compare_gives_a_record_a_variant(capsys, demo_family, tmp_path):
         (["generate", PROMPT, "--seconds", "abc"], "'abc'"),
         (["generate", PROMPT, "--seconds", "1e9"], "'1e9'"),
         (["generate", PROMPT, "--seconds", "-1"], "'-1'"),
-        (["generate", PROMPT, "--seconds", "0"], "seconds must be a number from 0.5 to 30, got '0'"),
+        (["generate", PROMPT, "--seconds", "0"], "seconds must be a number from 0.5 to 600, got '0'"),
         (["generate", PROMPT, "--seconds", "nan"], "'nan'"),
         (["generate", PROMPT, "--seed", "1.5"], "seed must be a whole number"),
         (["generate", PROMPT, "--top-k", "-3"], "'-3'"),
@@ -188,7 +188,7 @@ def test_ctrl_c_exits_130_and_leaves_nothing(demo_family, tmp_path):
         running.send_signal(signal.SIGINT)
         said = running.communicate(timeout=60)[1]
     assert running.returncode == 130
-    assert said == "tinymusician generate: stopped\n"
+    assert said == "tinymusician generate: stopped while the model was loading\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,8 +1,9 @@
 """One variant in a process of its own, so that a crash or a kill loses nothing and its memory comes back whole.
 
-The two processes speak in lines of JSON over the child's standard input and output; a clip's arrays travel in a file.
-To the child go load, generate and cancel, from it come progress, loaded, clip and error, each with the id of the order
-that it belongs to (the child's side is worker_process.py). The child ends when its input does: it never outlives us.
+The two processes speak in lines of JSON over the child's standard input and output. To the child go load, generate and
+cancel, from it come progress, audio, loaded, clip and error, each with the id of the order that it belongs to (the
+child's side is worker_process.py). Sound travels in a file that the child appends to while it generates (growing.py);
+audio says how far it is. The child ends when its input does: it never outlives us.
 """
 
 from __future__ import annotations
@@ -17,19 +18,23 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.numpy import load_file
+import numpy as np
 
+from . import growing
 from .records import Cancelled, Clip, ModelError, Progress, SamplingSpec, Timing, check_prompt
 
 POLL_S = 0.05
 CLOSE_S = 2.0
 ERRORS = {"ValueError": ValueError, "ModelError": ModelError, "Cancelled": Cancelled}
 
+SOUND, CODES = "sound.f32", "codes.npy"
+
 OnProgress = Callable[[Progress], None]
+OnAudio = Callable[[np.ndarray, int], None]
 ShouldStop = Callable[[], bool]
 
 
@@ -51,10 +56,22 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Result:
-    """A clip, and the peak memory of its process above the idle one (nothing loaded); None where not measurable."""
+    """A clip, how many seconds of it were made, the rest being the sound that it goes on from, and the peak memory.
+
+    `peak_memory_bytes` is that of the process above the idle one (nothing loaded); None where not measurable.
+    """
 
     clip: Clip
+    made_s: float
     peak_memory_bytes: int | None
+
+
+class Stopped(Cancelled):
+    """A generation ended because its caller said so, and something was made by then: `result`, with a shorter clip."""
+
+    def __init__(self, message: str, result: Result):
+        super().__init__(message, result.clip)
+        self.result = result
 
 
 class Worker:
@@ -116,24 +133,37 @@ class Worker:
         spec: SamplingSpec,
         on_progress: OnProgress | None = None,
         should_stop: ShouldStop | None = None,
+        on_audio: OnAudio | None = None,
+        continue_from: str | os.PathLike | None = None,
     ) -> Result:
         """Generate a clip; starts the process first where there is none.
 
+        Args:
+            prompt: what to play.
+            spec: how to draw, and how long.
+            on_progress: told of the steps.
+            should_stop: asked all the time; heeded within one step, and the worker stays usable.
+            on_audio: given every chunk, float32 [C,n] in -1..1, and its rate in Hz while the rest is still being made;
+                together they are the clip's sound.
+            continue_from: a sound file that the music goes on from; the clip begins with it.
+
         Raises:
-            ValueError: a prompt that is not allowed.
-            Cancelled: `should_stop` said so; heeded within one step, and the worker stays usable.
+            ValueError: a prompt that is not allowed, or a file without sound that can be read.
+            Stopped: `should_stop` said so after the first sound; it has what was made.
+            Cancelled: `should_stop` said so before.
             WorkerDied: the process ended; the next call starts another.
         """
         prompt = check_prompt(prompt)
+        given = None if continue_from is None else str(Path(continue_from).expanduser().absolute())
         with self._busy:
             self.start(on_progress, should_stop)
-            order = {"do": "generate", "prompt": prompt, "spec": spec.as_dict()}
+            order = {"do": "generate", "prompt": prompt, "spec": spec.as_dict(), "continue_from": given}
             try:
-                answer = self._ask(order, on_progress, should_stop)
+                answer = self._ask(order, on_progress, should_stop, self._passing_on(on_audio))
+                return self._take_result(answer["clip"])
             except WorkerDied:
                 self.close()
                 raise
-            return _read_result(answer["clip"])
 
     def close(self) -> None:
         """End the process; its memory comes back. Closing twice is fine."""
@@ -162,14 +192,25 @@ class Worker:
         command = [sys.executable, "-m", "tinymusician_core.worker_process", str(self._folder)]
         with open(self._folder / "stderr", "wb") as stderr:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=environment,
+                start_new_session=True,  # Ctrl-C in a terminal is for us: we ask the child to stop
             )
         self._answers: queue.Queue = queue.Queue()
         self._reader = threading.Thread(target=read_lines, args=(self._process.stdout, self._answers.put), daemon=True)
         self._reader.start()
 
-    def _ask(self, order: dict, on_progress: OnProgress | None, should_stop: ShouldStop | None) -> dict:
-        """Send an order, pass on its progress, and return its answer or raise its error."""
+    def _ask(
+        self,
+        order: dict,
+        on_progress: OnProgress | None,
+        should_stop: ShouldStop | None,
+        on_audio: Callable[[dict], None] | None = None,
+    ) -> dict:
+        """Send an order, pass on its progress and sound, and return its answer or raise its error."""
         self._order += 1
         self._send(order)
         answered = stopped = False
@@ -177,11 +218,14 @@ class Worker:
             while True:
                 if not stopped and should_stop is not None and should_stop():
                     stopped = True
-                    self._send({"do": "cancel"})
+                    self._send({"do": "cancel", "keep": True})
                 answer = self._next_answer()
                 if "progress" in answer:
                     if on_progress is not None:
                         on_progress(Progress(**answer["progress"]))
+                elif "audio" in answer:
+                    if on_audio is not None:
+                        on_audio(answer["audio"])
                 elif answer:
                     answered = True
                     if "error" in answer:
@@ -189,7 +233,46 @@ class Worker:
                     return answer
         finally:
             if not answered:
-                self._send({"do": "cancel"})
+                self._send({"do": "cancel", "keep": False})
+
+    def _passing_on(self, on_audio: OnAudio | None) -> Callable[[dict], None] | None:
+        """What reads each chunk that the child tells of, and passes it on."""
+        if on_audio is None:
+            return None
+        passed = 0
+
+        def pass_on(so_far: dict) -> None:
+            nonlocal passed
+            with self._files():
+                chunk = growing.read(self._folder / SOUND, so_far["channels"], passed, so_far["samples"])
+            passed = so_far["samples"]
+            on_audio(chunk, so_far["sample_rate_hz"])
+
+        return pass_on
+
+    def _take_result(self, answer: dict) -> Result:
+        """The clip that the child has left in its files, which are removed; raises where it was stopped."""
+        sound, codes = self._folder / SOUND, self._folder / CODES
+        with self._files():
+            answer |= {"audio": growing.read(sound, answer.pop("channels")), "codes": np.load(codes)}
+            sound.unlink()
+            codes.unlink()
+        stopped, made = answer.pop("stopped"), {name: answer.pop(name) for name in ("made_s", "peak_memory_bytes")}
+        timing, sampling = Timing(**answer.pop("timing")), SamplingSpec(**answer.pop("sampling"))
+        result = Result(Clip(**answer, timing=timing, sampling=sampling), **made)
+        if stopped:
+            raise Stopped(f"stopped after {result.made_s:.1f} of {sampling.seconds:g} seconds", result)
+        return result
+
+    @contextlib.contextmanager
+    def _files(self) -> Iterator[None]:
+        """Around reading the child's files: they are gone once another thread has closed the worker."""
+        try:
+            yield
+        except FileNotFoundError:
+            if self._process is not None:
+                raise
+            raise WorkerDied(self._last_words()) from None
 
     def _next_answer(self) -> dict:
         """The next line of the child about the present order; {} when none came within `POLL_S`."""
@@ -227,12 +310,3 @@ def read_lines(stream, put: Callable[[dict | None], None]) -> None:
     for line in stream:
         put(json.loads(line))
     put(None)
-
-
-def _read_result(answer: dict) -> Result:
-    path = Path(answer.pop("path"))
-    peak = answer.pop("peak_memory_bytes")
-    arrays = load_file(path)
-    path.unlink()
-    timing, sampling = Timing(**answer.pop("timing")), SamplingSpec(**answer.pop("sampling"))
-    return Result(Clip(**arrays, **answer, timing=timing, sampling=sampling), peak)

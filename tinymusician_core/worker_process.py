@@ -17,22 +17,23 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.numpy import save_file
+import numpy as np
 
-from .records import Clip, ModelError, Progress, SamplingSpec
-from .worker import ERRORS, Loaded, read_lines
+from . import audio, growing
+from .records import Cancelled, ModelError, Progress, SamplingSpec
+from .worker import CODES, ERRORS, SOUND, Loaded, read_lines
 
 REPORT_EVERY_S = 0.03
 
 
 class Process:
-    """Takes orders from one stream, answers on another, and leaves the arrays of clips in `folder`."""
+    """Takes orders from one stream, answers on another, and leaves sound and codes in `folder`."""
 
     def __init__(self, orders, answers, folder: Path):
         self._orders, self._answers, self._folder = orders, answers, folder
         self._waiting: queue.Queue = queue.Queue()
         self._writing = threading.Lock()
-        self._cancelled = 0
+        self._cancelled = self._unwanted = 0
         self._pipeline = None
 
     def run(self) -> None:
@@ -63,6 +64,8 @@ class Process:
             self._waiting.put(order)
             return
         self._cancelled = order["id"]
+        if not order["keep"]:
+            self._unwanted = order["id"]
         if self._pipeline is None:
             self._say(order, error="Cancelled", message="stopped while the model was loading")
 
@@ -94,13 +97,35 @@ class Process:
     def _generate(self, order: dict) -> dict:
         if self._pipeline is None:
             raise ModelError("no model is loaded; load one before generating")
-        clip = self._pipeline.generate(
+        given = order["continue_from"]
+        stream = self._pipeline.stream(
             order["prompt"],
             SamplingSpec(**order["spec"]),
             on_progress=self._reporter(order),
             should_stop=lambda: self._cancelled >= order["id"],
+            continue_from=None if given is None else audio.read(given),
         )
-        return {"clip": self._pack(clip, order["id"])}
+        self._remove_files()
+        channels = self._hand_over(order, stream)
+        if not stream.codes.shape[1] or self._unwanted >= order["id"]:
+            self._remove_files()
+            raise Cancelled("stopped before any music was made")
+        np.save(self._folder / CODES, stream.codes)
+        return {"clip": self._describe(order, stream, channels)}
+
+    def _hand_over(self, order: dict, stream) -> int:
+        """Append each chunk to the file of the sound and say so; returns how many channels they have."""
+        samples = channels = 0
+        for chunk in stream:
+            growing.append(self._folder / SOUND, chunk)
+            channels, samples = chunk.shape[0], samples + chunk.shape[1]
+            so_far = {"samples": samples, "channels": channels, "sample_rate_hz": self._pipeline.sample_rate_hz}
+            self._say(order, audio=so_far)
+        return channels
+
+    def _remove_files(self) -> None:
+        for name in (SOUND, CODES):
+            (self._folder / name).unlink(missing_ok=True)
 
     def _reporter(self, order: dict) -> Callable[[Progress], None]:
         """Sends on the first, the last and now and then a step between of every stage."""
@@ -108,28 +133,25 @@ class Process:
 
         def report(progress: Progress) -> None:
             now = time.monotonic()
-            if (
-                progress.stage != last["stage"]
-                or progress.done == progress.total
-                or now - last["at"] >= REPORT_EVERY_S
-            ):
+            if progress.stage != last["stage"] or progress.done == progress.total or now - last["at"] >= REPORT_EVERY_S:
                 last.update(stage=progress.stage, at=now)
                 self._say(order, progress=asdict(progress))
 
         return report
 
-    def _pack(self, clip: Clip, number: int) -> dict:
-        path = self._folder / f"clip-{number}.safetensors"
-        save_file({"audio": clip.audio, "codes": clip.codes}, path)
+    def _describe(self, order: dict, stream, channels: int) -> dict:
+        """What a clip is beside its sound and its codes."""
         return {
-            "path": str(path),
+            "channels": channels,
+            "stopped": stream.stopped,
+            "made_s": stream.codes.shape[1] / self._pipeline.frame_rate_hz,
             "peak_memory_bytes": self._memory.peak_bytes(),
-            "sample_rate_hz": clip.sample_rate_hz,
-            "timing": asdict(clip.timing),
-            "prompt": clip.prompt,
-            "sampling": clip.sampling.as_dict(),
-            "model": clip.model,
-            "model_hash": clip.model_hash,
+            "sample_rate_hz": self._pipeline.sample_rate_hz,
+            "timing": asdict(stream.timing),
+            "prompt": order["prompt"],
+            "sampling": order["spec"],
+            "model": self._pipeline.name,
+            "model_hash": self._pipeline.hash,
         }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..records import Cancelled
-from . import compress, diagnose, play
+from . import compare, compress, diagnose, generate
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="tinymusician", description="Text-to-music models small enough for the machine before you.")
     parser.add_argument("--version", action="version", version=f"tinymusician {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (play, compress, diagnose):
+    for part in (generate, compare, compress, diagnose):
         part.add_commands(commands)
     return parser
 

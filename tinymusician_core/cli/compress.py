@@ -7,7 +7,7 @@ import math
 
 from ..records import check_seed
 from . import show
-from .play import MODEL_HELP, read_count
+from .sampling import MODEL_HELP, read_count
 from .stopping import stop_on_ctrl_c
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from ..records import Clip, Figures, Progress, SamplingSpec, Timing
-from ..worker import OnProgress, ShouldStop, Worker
+import numpy as np
+
+from ..records import Cancelled, Clip, Figures, Progress, SamplingSpec, Timing
+from ..worker import Loaded, OnAudio, OnProgress, Result, ShouldStop, Stopped, Worker
 from .timing import spread, summarise
 
 WARM_UP_S = 1.0
@@ -17,10 +21,12 @@ WARM_UP_S = 1.0
 class Measured:
     """A clip of the last run with the figures of all runs.
 
+    `made_s` says how many seconds of the clip are new, which is all of it unless it goes on from a given sound;
     `figures` holds medians; `timings` every run; `load_s` and `warm_up_s` what came before them (None: no warm-up).
     """
 
     clip: Clip
+    made_s: float
     figures: Figures
     timings: tuple[Timing, ...]
     load_s: float
@@ -30,6 +36,17 @@ class Measured:
     def spread_s(self) -> tuple[float, float]:
         """Total seconds of the fastest and of the slowest run."""
         return spread(self.timings)
+
+
+class StoppedMeasuring(Cancelled):
+    """Measuring ended because its caller said so, and something was made by then: `measured`.
+
+    It covers the runs that were whole, or where there was none the first one as far as it came, with a shorter clip.
+    """
+
+    def __init__(self, message: str, measured: Measured):
+        super().__init__(message, measured.clip)
+        self.measured = measured
 
 
 def check_runs(runs) -> int:
@@ -48,6 +65,8 @@ def measure(
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
     threads: int | None = None,
+    on_audio: OnAudio | None = None,
+    continue_from: str | os.PathLike | None = None,
 ) -> Measured:
     """Measure one variant in a fresh process.
 
@@ -60,28 +79,46 @@ def measure(
         on_progress: told of every stage of every run; the stage of a warm-up is "warm-up".
         should_stop: asked all the time; heeded within one step.
         threads: CPU threads; None leaves the choice to torch.
+        on_audio: given the sound of the first run that counts while it is being made, as `Worker.generate` does.
+        continue_from: a sound file that the music goes on from.
 
     Raises:
-        ValueError, ModelError, Cancelled, WorkerDied: as `Worker` does.
+        ValueError, ModelError, WorkerDied: as `Worker` does.
+        StoppedMeasuring: `should_stop` said so, after the first sound that counts; it has what was made.
+        Cancelled: `should_stop` said so before.
     """
     check_runs(runs)
+    results, warm_up_s = [], None
     with Worker(model, threads) as worker:
         loaded = worker.start(on_progress, should_stop)
-        warm_up_s = _warm_up(worker, prompt, spec, on_progress, should_stop) if warm_up else None
-        results = [worker.generate(prompt, spec, on_progress, should_stop) for _ in range(runs)]
-    clip, timings = results[-1].clip, tuple(result.clip.timing for result in results)
+        if warm_up:
+            warm_up_s = _warm_up(worker, prompt, spec, on_progress, should_stop, continue_from)
+        try:
+            for _ in range(runs):
+                heard = None if results else on_audio
+                results.append(worker.generate(prompt, spec, on_progress, should_stop, heard, continue_from))
+        except Cancelled as stopped:
+            if not results and not isinstance(stopped, Stopped):
+                raise
+            made = _measured(results or [stopped.result], loaded, warm_up_s)
+            raise StoppedMeasuring(str(stopped), made) from stopped
+    return _measured(results, loaded, warm_up_s)
+
+
+def _measured(results: Sequence[Result], loaded: Loaded, warm_up_s: float | None) -> Measured:
+    last, timings = results[-1], tuple(result.clip.timing for result in results)
     figures = Figures(
-        **summarise(timings, clip.seconds),
-        peak_memory_bytes=results[-1].peak_memory_bytes,
+        **summarise(timings, last.made_s),
+        peak_memory_bytes=last.peak_memory_bytes,
         disk_bytes=loaded.disk_bytes,
         threads=loaded.threads,
         device=loaded.device,
-        runs=runs,
+        runs=len(results),
     )
-    return Measured(clip, figures, timings, loaded.load_s, warm_up_s)
+    return Measured(last.clip, last.made_s, figures, timings, loaded.load_s, warm_up_s)
 
 
-def _warm_up(worker: Worker, prompt: str, spec: SamplingSpec, on_progress, should_stop) -> float:
+def _warm_up(worker: Worker, prompt: str, spec: SamplingSpec, on_progress, should_stop, continue_from) -> float:
     """Play a second of music that does not count; returns how long that took."""
 
     def report(progress: Progress) -> None:
@@ -89,7 +126,11 @@ def _warm_up(worker: Worker, prompt: str, spec: SamplingSpec, on_progress, shoul
             on_progress(replace(progress, stage="warm-up"))
 
     start = time.perf_counter()
-    worker.generate(prompt, replace(spec, seconds=min(WARM_UP_S, spec.seconds)), report, should_stop)
+    short = replace(spec, seconds=min(WARM_UP_S, spec.seconds))
+    try:
+        worker.generate(prompt, short, report, should_stop, continue_from=continue_from)
+    except Stopped as stopped:
+        raise Cancelled("stopped while warming up") from stopped
     return time.perf_counter() - start
 
 
@@ -102,6 +143,8 @@ def compare(
     on_progress: Callable[[str, Progress], None] | None = None,
     should_stop: ShouldStop | None = None,
     threads: int | None = None,
+    on_audio: Callable[[str, np.ndarray, int], None] | None = None,
+    continue_from: str | os.PathLike | None = None,
 ) -> list[Measured]:
     """Play the same prompt with several variants, one after the other, each in a process of its own.
 
@@ -109,8 +152,9 @@ def compare(
         prompt: what to play.
         models: names, folders or hub ids, at least one and each once.
         spec: how to draw; the defaults of `SamplingSpec` where None.
-        runs, warm_up, should_stop, threads: as `measure` takes them.
+        runs, warm_up, should_stop, threads, continue_from: as `measure` takes them.
         on_progress: told the model and its progress.
+        on_audio: given the model, a chunk of its first run that counts, and its rate, while it is being made.
 
     Returns:
         One record a model, in the order of `models`.
@@ -132,5 +176,6 @@ def compare(
             if on_progress is not None:
                 on_progress(model, progress)
 
-        measured.append(measure(model, prompt, spec, runs, warm_up, report, should_stop, threads))
+        hear = None if on_audio is None else partial(on_audio, model)
+        measured.append(measure(model, prompt, spec, runs, warm_up, report, should_stop, threads, hear, continue_from))
     return measured
