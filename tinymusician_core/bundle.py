@@ -1,8 +1,9 @@
-"""A MusicGen-family model on disk: three folder formats, told apart by config.json's `model_type`.
+"""A MusicGen-family model on disk: four folder formats, the first three told apart by config.json's `model_type`.
 
 "musicgen"               what transformers writes; safetensors only
 "tinymusician"           a language model beside a shared text encoder and codec, every file with its sha256
 "tinymusician-quantized" self-contained, written by `quant.apply`
+AudioCraft               state_dict.bin and compression_state_dict.bin, without a config.json; see `audiocraft_parts`
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .audiocraft_format import LM_FILE
 from .engine.decoder import DecoderConfig
 from .engine.weights import from_musicgen
 from .files import check_safetensors, combined_hash, first_line, reading, sha256_of, verify_files, whole_file
@@ -68,7 +70,7 @@ def read_config(folder: Path) -> dict:
     path = folder / "config.json"
     allowed = f"a model folder has a config.json whose model_type is one of {', '.join(FORMATS)}"
     if not path.is_file():
-        raise ValueError(f"{folder} is no model: {allowed}, and there is none")
+        raise ValueError(f"{folder} is no model: {allowed}, or AudioCraft's {LM_FILE}, and there is none")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -79,14 +81,23 @@ def read_config(folder: Path) -> dict:
     return config
 
 
+def is_audiocraft(folder: Path) -> bool:
+    """Whether a folder holds an AudioCraft checkpoint; where transformers' files stand beside it, those are taken."""
+    return (folder / LM_FILE).is_file() and not (folder / "config.json").is_file()
+
+
 def load_parts(folder: str | Path) -> Parts:
-    """Read a model folder of any of the three formats, onto the CPU.
+    """Read a model folder of any of these formats, onto the CPU.
 
     Raises:
         ValueError: the folder is no model.
         ModelError: it is one, but its files are missing, damaged or changed.
     """
     folder = Path(folder)
+    if is_audiocraft(folder):
+        from .audiocraft_parts import load_audiocraft
+
+        return load_audiocraft(folder)
     config = read_config(folder)
     kind = config["model_type"]
     if kind == "musicgen":
