@@ -330,16 +330,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def read_arguments(argv):
-    """The command line; everything after `test` goes to pytest as it is."""
+    """The command line; what follows `test` goes to pytest as it is, but for a `--with EXTRA` right after it."""
     parser = Parser(prog="launch.py", description="Open the TinyMusician studio; the first start installs it.")
-    parser.add_argument("command", nargs="?", choices=["test"], help="test [pytest arguments]: ruff and the tests")
+    parser.add_argument("command", nargs="?", choices=["test"], help="ruff and the tests; pytest's arguments follow")
     parser.add_argument("--host", default="127.0.0.1", help="address to serve on (default: this machine only)")
     parser.add_argument("--port", type=port_number, default=7860, help="port to serve on (default 7860)")
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser window")
-    parser.add_argument("--with", dest="extra", choices=["audiocraft"], help="install AudioCraft for its checkpoints")
-    at = argv.index("test") if "test" in argv else len(argv)
-    options = parser.parse_args(argv[: at + 1])
-    options.pytest_arguments = argv[at + 1 :]
+    parser.add_argument("--with", dest="extra", choices=["audiocraft"], help="install AudioCraft beside the packages")
+    end = argv.index("test") + 1 if "test" in argv else len(argv)
+    if argv[end : end + 1] == ["--with"]:
+        end += 2
+    options = parser.parse_args(argv[:end])
+    options.pytest_arguments = argv[end:]
     return options
 
 

@@ -17,7 +17,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 
 # Builds the small project without setuptools, so that no index is asked. `hold` makes the build wait, `full` break.
-BACKEND = '''
+BACKEND = """
 import pathlib, time, zipfile
 def get_requires_for_build_editable(config_settings=None):
     return []
@@ -39,7 +39,7 @@ def build_editable(directory, config_settings=None, metadata_directory=None):
         wheel.writestr(info + "WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
         wheel.writestr(info + "RECORD", "")
     return name
-'''
+"""
 PROJECT = """
 [build-system]
 requires = []
@@ -211,6 +211,17 @@ def test_audiocraft_goes_in_without_the_old_packages_that_it_pins(project):
     assert "Installing" not in run(project, "test").stdout.split("ruff check")[1]
 
 
+def test_tests_can_ask_for_audiocraft_too(project):
+    make_wheel(project / "wheels", "audiocraft", {"audiocraft.py": "KEPT = 1\n"}, "1.3.0")
+    tests = run(project, "test", "--with", "audiocraft", "-k", "parity", "--with", "pytest's own")
+    assert tests.returncode == 0, tests.stderr
+    assert tests.stdout.splitlines()[-2:] == ["ruff check .", "pytest -k parity --with pytest's own"]
+    python = project / ".venv" / "bin" / "python"
+    assert subprocess.run([python, "-c", "import audiocraft, ruff"]).returncode == 0
+    before = run(project, "--with", "audiocraft", "test", "-x")
+    assert before.stdout.splitlines() == ["ruff check .", "pytest -x"]
+
+
 def test_the_next_start_mends_a_killed_install(project):
     (project / "hold").touch()
     command = [base_python(), str(project / "launch.py"), "--no-browser", "--port", str(free_port())]
@@ -284,7 +295,9 @@ def test_a_busy_port_is_one_sentence_before_anything_is_installed(project):
     assert not (project / ".venv").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--port", "99999"], ["--port", "abc"], ["tset"], ["--with", "fairseq"]])
+@pytest.mark.parametrize(
+    "arguments", [["--port", "99999"], ["--port", "abc"], ["tset"], ["--with", "fairseq"], ["test", "--with", "x"]]
+)
 def test_a_wrong_argument_exits_2_with_one_sentence(project, arguments):
     result = run(project, *arguments)
     assert result.returncode == 2
