@@ -165,8 +165,10 @@ class Pipeline:
             ModelError: as for `stream`.
             Cancelled: `should_stop` said so; its `clip` is the list of what was made until then.
         """
-        if isinstance(prompts, str) or not len(prompts) or len(prompts) != len(specs):
-            raise ValueError(f"a batch needs prompts and as many specs, got {prompts!r} and {len(specs)} specs")
+        if not len(prompts):
+            raise ValueError("a batch needs at least one prompt, got none")
+        if isinstance(prompts, str) or len(prompts) != len(specs):
+            raise ValueError(f"a batch needs a list of prompts and as many specs, got {prompts!r} and {len(specs)}")
         if len({(spec.seconds, spec.cfg) for spec in specs}) > 1:
             raise ValueError("all clips of a batch must have the same seconds and cfg")
         take = Take(self, [self._check_prompt(prompt) for prompt in prompts], specs, on_progress, should_stop)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..delay import delay, valid
+from ..delay import delay
 from ..records import Cancelled, SamplingSpec
 from .decoder import Decoder, DecoderConfig
 from .sampling import Sampler, guide
@@ -67,7 +67,7 @@ def frames(
     seen = Window(given, config.delays, config.pad, size, context_of(size))
     reader = Reader(decoder, states, mask, specs[0].cfg, seen)
     samplers = [Sampler(spec, states.device) for spec in specs]
-    is_new = valid(config.delays, frames_total).to(states.device).unbind(1)
+    first = torch.tensor(config.delays, device=states.device)
     tail = delay(given, config.delays, config.pad)[0][:, :, begun:].unbind(2)
     step = 0
 
@@ -79,9 +79,9 @@ def frames(
         logits = reader.read(ask)
         column = torch.cat([draw(row) for draw, row in zip(samplers, logits.split(1), strict=True)])
         if step < longest:
-            column = torch.where(is_new[step], column, tail[step])
-        elif step >= frames_total:
-            column = torch.where(is_new[step], column, config.pad)
+            column = torch.where(first <= step, column, tail[step])
+        if step >= frames_total:
+            column = torch.where(step < first + frames_total, column, config.pad)
         seen.write(column)
         if step >= longest:
             yield seen.newest_frame()
