@@ -15,9 +15,11 @@ from studio import cards, theme
 from studio.compare import QUIET, CompareTab
 from studio.core import make_clip, unknown_words
 from studio.listen import ListenTab
-from studio.takes import Bench, Maker
+from studio.orders import Maker
+from studio.takes import Bench
 from studio.theme import html
 
+MAX_UPLOAD = "200mb"  # ten minutes of stereo WAV in studio quality
 DEFAULT_FOLDER = "~/TinyMusician"
 
 
@@ -74,6 +76,7 @@ def launch(page: gr.Blocks, bench: Bench, host: str, port: int | None, open_brow
         server_name=host, server_port=port, inbrowser=open_browser, prevent_thread_lock=True, quiet=True, share=False,
         theme=theme.theme(), css_paths=[theme.CSS], head=theme.head(), favicon_path=theme.FAVICON,
         allowed_paths=[str(bench.folder)], blocked_paths=[str(file) for file in bench.store.files],
+        max_file_size=MAX_UPLOAD,
         footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, show_error=True,
     )  # fmt: skip
     return url

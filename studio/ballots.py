@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from html import escape
 
 from studio import cards, wording
+from studio.players import player
 from studio.takes import Card
 from studio.trial import Pair, Preference, Vote
 
@@ -61,7 +62,7 @@ def reveal(pair: Pair, vote: Vote, url_a: str, url_b: str) -> str:
     sides = "".join(
         f'<div class="tm-side tone-{cards.tone(clip.model)}{" is-chosen" if clip is chosen else ""}">'
         f'<div class="tm-letter">{letter}</div><h3>{escape(wording.model_title(clip.model))}</h3>'
-        f"{cards.player(url, f'clip {letter}', clip.audio_s)}{cards.figures(clip.figures)}</div>"
+        f"{player(url, f'clip {letter}', clip.audio_s)}{cards.figures(clip.figures)}</div>"
         for letter, clip, url in (("A", pair.a, url_a), ("B", pair.b, url_b))
     )
     return (
@@ -92,8 +93,8 @@ def results(found: Sequence[Preference]) -> str:
 
 
 def _side(letter: str, url: str, seconds: float) -> str:
-    player = cards.player(url, f"clip {letter}", seconds, side=letter.lower())
-    return f'<div class="tm-side"><div class="tm-letter">{letter}</div>{player}</div>'
+    sound = player(url, f"clip {letter}", seconds, side=letter.lower())
+    return f'<div class="tm-side"><div class="tm-letter">{letter}</div>{sound}</div>'
 
 
 def _result(row: Preference) -> str:

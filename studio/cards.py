@@ -1,4 +1,4 @@
-"""The studio's own markup: players, variant cards, the side-by-side chart, notes and the list of takes.
+"""The studio's own markup: variant cards, the side-by-side chart, notes and the list of takes.
 
 Pure functions from records to HTML. Everything that a person typed is escaped; every link goes to the output folder.
 """
@@ -8,17 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from urllib.parse import quote
 
 from studio import plots, wording
+from studio.players import download, file_url, live_player, player
 from studio.store import ClipRow, Take
 from studio.takes import Card
 
-PLAY = '<svg class="i-play" viewBox="0 0 24 24" aria-hidden="true"><path d="M8 5.2v13.6L19 12z"/></svg>'
-PAUSE = (
-    '<svg class="i-pause" viewBox="0 0 24 24" aria-hidden="true"><path d="M7 5h3.6v14H7zM13.4 5H17v14h-3.6z"/></svg>'
-)
-DOWN = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M12 4v11m0 0-4.5-4.5M12 15l4.5-4.5M5 19.5h14"/></svg>'
 MARK = (
     '<svg class="tm-mark" viewBox="0 0 40 40" aria-hidden="true"><rect x="3" y="15" width="5" height="10" rx="2.5"/>'
     '<rect x="12.7" y="4" width="5" height="32" rx="2.5"/><rect x="22.3" y="10" width="5" height="20" rx="2.5"/>'
@@ -26,11 +21,6 @@ MARK = (
 )
 MAX_LISTED = 60
 CHART = (("x_realtime", "more is better"), ("peak_memory_bytes", "less is better"), ("disk_bytes", "less is better"))
-
-
-def file_url(path: Path) -> str:
-    """The address under which Gradio serves a file of the output folder."""
-    return "gradio_api/file=" + quote(path.as_posix(), safe="/:")
 
 
 def tone(model: str) -> str:
@@ -65,34 +55,12 @@ def heading(title: str, aside: str = "") -> str:
     return f'<div class="tm-heading"><h2>{escape(title)}</h2><span>{escape(aside)}</span></div>'
 
 
-def player(url: str, label: str, seconds: float, picture: str = "", side: str = "", extra: str = "") -> str:
-    """A play button, a position bar, the time and `extra`; without `picture`, a spectrogram mask, the bar is plain."""
-    length = wording.clock(seconds)
-    marks = (
-        "".join(f'<i style="bottom:{100 * at:.1f}%">{name}</i>' for at, name in plots.axis_marks()) if picture else ""
-    )
-    image = (
-        f'<div class="tm-spectrum" style="--mask:url({picture})"></div><div class="tm-axis">{marks}</div>'
-        if picture
-        else ""
-    )
-    return (
-        f'<div class="tm-player{"" if picture else " is-plain"}" data-label="{escape(label)}" data-side="{side}"'
-        f' data-seconds="{seconds:.3f}"><audio preload="auto" src="{escape(url)}"></audio>'
-        f'<div class="tm-bar" role="slider" tabindex="0" aria-label="Position in {escape(label)}" aria-valuemin="0"'
-        f' aria-valuemax="{seconds:.1f}" aria-valuenow="0">{image}<div class="tm-line"></div></div>'
-        f'<div class="tm-transport"><button type="button" class="tm-play" aria-label="Play {escape(label)}">'
-        f"{PLAY}{PAUSE}</button>"
-        f'<span class="tm-time"><b class="tm-at">0:00</b> / {length}</span>'
-        f'<span class="tm-lost">This clip cannot be played; its file may be gone.</span>{extra}</div></div>'
-    )
-
-
 def card(state: Card, folder: Path) -> str:
     """One model's card in whatever state it is."""
     body = {"working": _working, "done": _done, "failed": _failed}.get(state.state, _quiet)(state, folder)
+    stopped = ' data-stopped="1"' if state.clip is not None and state.clip.stopped else ""
     return (
-        f'<article class="tm-card tone-{tone(state.model)} is-{state.state}" data-state="{state.state}"'
+        f'<article class="tm-card tone-{tone(state.model)} is-{state.state}" data-state="{state.state}"{stopped}'
         f' data-model="{escape(state.model)}"><header><h3>{escape(wording.model_title(state.model))}</h3>'
         f"<p>{escape(wording.model_line(state.model))}</p></header>{body}</article>"
     )
@@ -107,20 +75,13 @@ def figures(values: dict | None) -> str:
 
 
 def chart(states: Sequence[Card]) -> str:
-    """Speed, memory and size of the finished models side by side; empty until two of them are there."""
-    made = [state for state in states if state.clip is not None]
+    """Speed, memory and size of the models that played to the end side by side; empty until two of them are there."""
+    made = [state for state in states if state.clip is not None and not state.clip.stopped]
     if len(made) < 2:
         return ""
     groups = "".join(_bars(name, hint, made) for name, hint in CHART)
     title = heading("Side by side")
     return f'<section class="tm-chart" aria-label="Side by side">{title}<div class="tm-groups">{groups}</div></section>'
-
-
-def download(path: Path, text: str, kind: str = "") -> str:
-    return (
-        f'<a class="tm-download {kind}" href="{escape(file_url(path))}" download="{escape(path.name)}"'
-        f' title="{escape(path.name)}">{DOWN}<span>{escape(text)}</span></a>'
-    )
 
 
 def history(takes: Sequence[Take]) -> str:
@@ -149,10 +110,12 @@ def _take(take: Take) -> str:
         f'<i class="tone-{tone(clip.model)}" title="{escape(wording.model_title(clip.model))}"></i>'
         for clip in take.clips
     )
+    settings = wording.setting_line(take.settings, take.form)
+    mark = ' · <b class="is-stopped">stopped</b>' if any(clip.stopped for clip in take.clips) else ""
     return (
         f'<li><button type="button" data-take="{take.id}"><span class="tm-prompt">{escape(take.prompt)}</span>'
-        f'<span class="tm-meta"><span class="tm-dots">{dots}</span>{escape(wording.setting_line(take.settings))}'
-        f" · {wording.ago(take.created_at)}</span></button></li>"
+        f'<span class="tm-meta"><span class="tm-dots">{dots}</span>{escape(settings)}'
+        f"{mark} · {wording.ago(take.created_at)}</span></button></li>"
     )
 
 
@@ -160,9 +123,8 @@ def _quiet(state: Card, folder: Path) -> str:
     text = {
         "idle": "Nothing played yet",
         "waiting": "Waiting for its turn",
-        "cancelled": "Cancelled",
         "missing": "Not finished",
-    }.get(state.state, "")
+    }.get(state.state, state.message)
     staff = '<div class="tm-staff" aria-hidden="true"></div>'
     return f'{staff}<p class="tm-state">{text}</p>{figures(None)}'
 
@@ -179,9 +141,11 @@ def _working(state: Card, folder: Path) -> str:
         parts.append(f"about {wording.duration(progress.eta_s)} left")
     parts.append(f"{wording.duration(state.waited_s)} so far")
     value = f' aria-valuenow="{percent:.0f}"' if known else ""
+    sound = '<div class="tm-staff" aria-hidden="true"></div>'
+    if state.heard is not None:
+        sound = live_player(state.heard, wording.model_title(state.model), whole=state.run > 1)
     return (
-        '<div class="tm-staff" aria-hidden="true"></div>'
-        f'<div class="tm-progress{"" if known else " is-open"}" role="progressbar" aria-label="{stage}"'
+        f'{sound}<div class="tm-progress{"" if known else " is-open"}" role="progressbar" aria-label="{stage}"'
         f' aria-valuemin="0" aria-valuemax="100"{value}><i style="width:{percent:.1f}%"></i></div>'
         f'<p class="tm-state"><b>{stage}</b><span>{" · ".join(parts)}</span></p>{figures(None)}'
     )
@@ -195,8 +159,18 @@ def _done(state: Card, folder: Path) -> str:
     except (OSError, ValueError):
         gone = f'<p class="tm-state">Its file {escape(clip.file)} is gone or cannot be read.</p>'
         return f'<div class="tm-staff"></div>{gone}{figures(clip.figures)}'
-    sound = player(file_url(path), title, clip.audio_s, picture, extra=download(path, "WAV", "is-clip"))
-    return sound + figures(clip.figures) + _split(clip)
+    export, looped = download(path, "WAV", "is-clip"), state.form.loop and not clip.stopped
+    sound = player(file_url(path), title, clip.audio_s, picture, extra=export, loop=looped)
+    return sound + _mark(state) + figures(clip.figures) + _split(clip)
+
+
+def _mark(state: Card) -> str:
+    """What is particular about a finished clip: stopped, a loop, a continuation; "" for a plain one."""
+    length = wording.exact(state.clip.audio_s)
+    if state.clip.stopped:
+        return f'<p class="tm-mark-line is-stopped">Stopped after {length}</p>'
+    words = wording.form_words(state.form.as_dict())
+    return f'<p class="tm-mark-line">{escape(words[:1].upper() + words[1:])} · {length}</p>' if words else ""
 
 
 def _failed(state: Card, folder: Path) -> str:

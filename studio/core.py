@@ -6,34 +6,35 @@ Neither loads a model or torch into the studio's own process, which stays at a q
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from string import punctuation
 
 import tinymusician_core
-from studio.takes import Made
-from tinymusician_core.measure.bench import measure
-from tinymusician_core.records import Progress, SamplingSpec
+from studio.orders import Job, Made, Watch
+from tinymusician_core.measure.bench import StoppedMeasuring, measure
 
 TOKENIZER = Path("models", "text", "tokenizer.json")
 UNKNOWN = "<unk>"
+ROUNDING_S = 0.03  # a whole clip has a whole number of frames, 25 or more a second
 
 
-def make_clip(
-    model: str,
-    prompt: str,
-    sampling: SamplingSpec,
-    runs: int,
-    on_progress: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
-) -> Made:
+def make_clip(job: Job, watch: Watch) -> Made:
     """One clip from one model in a fresh process, measured after a warm-up; the figures are medians of the runs.
 
-    Raises ValueError, ModelError, Cancelled and WorkerDied as the core's `measure` does, each with one sentence.
+    Stopped on the way, it is what was made until then: a shorter clip, or the whole one of the runs before.
+
+    Raises ValueError, ModelError, WorkerDied, and Cancelled where nothing was made, as the core's `measure` does, each
+    with one sentence.
     """
-    measured = measure(model, prompt, sampling, runs, on_progress=on_progress, should_stop=should_stop)
-    return Made(measured.clip, measured.figures)
+    try:
+        measured = measure(
+            job.model, job.prompt, job.sampling, job.runs, on_progress=watch.on_progress,
+            should_stop=watch.should_stop, on_audio=watch.on_audio, continue_from=job.source,
+        )  # fmt: skip
+    except StoppedMeasuring as stop:
+        measured = stop.measured
+    return Made(measured.clip, measured.figures, stopped=measured.made_s < job.sampling.seconds - ROUNDING_S)
 
 
 def unknown_words(prompt: str) -> list[str]:

@@ -16,8 +16,10 @@ import gradio as gr
 from studio import ballots, cards, wording
 from studio.blind import BlindFiles
 from studio.compare import COMPUTE, QUIET
+from studio.orders import Order
+from studio.players import file_url
 from studio.store import StoreError
-from studio.takes import Bench, Card, Order
+from studio.takes import Bench, Card
 from studio.theme import html
 from studio.trial import Pair, Vote, next_pair, pairs_of, preferences
 from tinymusician_core.records import SamplingSpec
@@ -70,7 +72,7 @@ class ListenTab:
                 shown[self.note] = cards.note(f"a pair was left out: {error}.", "problem")
                 continue
             left = len({other.id for other in pairs} - {vote.pair for vote in votes})
-            shown |= {self.stage: ballots.trial(pair, cards.file_url(a), cards.file_url(b), left), self.state: "pair"}
+            shown |= {self.stage: ballots.trial(pair, file_url(a), file_url(b), left), self.state: "pair"}
             break
         return {**shown, self.next: gr.update(visible=False)}
 
@@ -107,7 +109,7 @@ class ListenTab:
         return {self.next: gr.update(visible=True), self.state: "revealed", self.results: self._results()}
 
     def _reveal(self, pair: Pair, vote: Vote) -> str:
-        urls = [cards.file_url(path) for path in self.blind.paths(pair)]
+        urls = [file_url(path) for path in self.blind.paths(pair)]
         return ballots.reveal(pair, vote, *urls)
 
     def _begin(self) -> dict[Any, Any]:

@@ -4,7 +4,9 @@
   const clock = (s) => `${Math.floor(s / 60)}:${String(Math.floor(s % 60)).padStart(2, "0")}`;
   const playerOf = (node) => node && node.closest && node.closest(".tm-player");
   const audioOf = (player) => player.querySelector("audio");
+  const isLive = (player) => "live" in player.dataset;
   const lengthOf = (player) => audioOf(player).duration || Number(player.dataset.seconds) || 0;
+  const positionOf = (player) => (isLive(player) ? window.tmLive.at(player) : audioOf(player).currentTime);
 
   function heard(audio) {
     let total = 0;
@@ -12,19 +14,25 @@
     return total;
   }
 
-  function draw(player) {
-    const audio = audioOf(player);
+  /* Show a position. Only what differs is written, so that whoever watches for redrawing comes to rest. */
+  function show(player, seconds, playing) {
     const length = lengthOf(player);
-    const part = length ? Math.min(1, audio.currentTime / length) : 0;
-    player.style.setProperty("--at", part);
-    player.classList.toggle("is-playing", !audio.paused);
-    player.classList.toggle("is-begun", part > 0);
-    const button = player.querySelector(".tm-play");
-    button.setAttribute("aria-label", `${audio.paused ? "Play" : "Pause"} ${player.dataset.label}`);
-    player.querySelector(".tm-at").textContent = clock(audio.currentTime);
+    const part = String(length ? Math.min(1, seconds / length) : 0);
+    const put = (node, name, value) => node.getAttribute(name) !== value && node.setAttribute(name, value);
+    const turn = (name, on) => player.classList.contains(name) !== on && player.classList.toggle(name, on);
+    if (player.style.getPropertyValue("--at") !== part) player.style.setProperty("--at", part);
+    turn("is-playing", playing);
+    turn("is-begun", Number(part) > 0);
+    put(player.querySelector(".tm-play"), "aria-label", `${playing ? "Pause" : "Play"} ${player.dataset.label}`);
+    const at = player.querySelector(".tm-at");
+    if (at.textContent !== clock(seconds)) at.textContent = clock(seconds);
     const bar = player.querySelector(".tm-bar");
-    bar.setAttribute("aria-valuenow", audio.currentTime.toFixed(1));
-    bar.setAttribute("aria-valuetext", `${clock(audio.currentTime)} of ${clock(length)}`);
+    put(bar, "aria-valuenow", seconds.toFixed(1));
+    put(bar, "aria-valuetext", `${clock(seconds)} of ${clock(length)}`);
+  }
+
+  function draw(player) {
+    if (!isLive(player)) show(player, audioOf(player).currentTime, !audioOf(player).paused);
   }
 
   function loop(player) {
@@ -35,8 +43,9 @@
   }
 
   function seek(player, part) {
-    const audio = audioOf(player);
-    audio.currentTime = Math.max(0, Math.min(1, part)) * lengthOf(player);
+    const seconds = Math.max(0, Math.min(1, part)) * lengthOf(player);
+    if (isLive(player)) return window.tmLive.seek(player, seconds);
+    audioOf(player).currentTime = seconds;
     draw(player);
   }
 
@@ -69,7 +78,8 @@
     if (!player) return;
     if (event.target.closest(".tm-play")) {
       const audio = audioOf(player);
-      if (audio.paused) audio.play().catch(() => player.classList.add("is-broken"));
+      if (isLive(player)) window.tmLive.toggle(player);
+      else if (audio.paused) audio.play().catch(() => player.classList.add("is-broken"));
       else audio.pause();
     }
   });
@@ -98,7 +108,7 @@
     if (!bar) return;
     const player = playerOf(bar);
     const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
-    const at = audioOf(player).currentTime;
+    const at = positionOf(player);
     if (step) seek(player, (at + step) / lengthOf(player));
     else if (event.key === "Home") seek(player, 0);
     else if (event.key === " " || event.key === "Enter") player.querySelector(".tm-play").click();
@@ -111,6 +121,7 @@
     const player = playerOf(event.target);
     if (!player) return;
     document.querySelectorAll(".tm-player audio").forEach((other) => other !== event.target && other.pause());
+    window.tmLive.yield(event.target);
     loop(player);
   }, true);
   ["pause", "ended", "timeupdate", "loadedmetadata"].forEach((name) =>
@@ -124,4 +135,5 @@
   }, true);
 
   window.tmListened = listened;
+  window.tmShow = show;
 })();

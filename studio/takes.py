@@ -2,57 +2,56 @@
 
 A `Bench` belongs to one output folder. It remembers what was ordered, lets one model compute at a time, and turns the
 work into `Card` states that a page can show while it goes on. A clip is on disk and in the history before its card says
-that it is done, so a closed page loses nothing that was finished.
+that it is done, so a closed page loses nothing that was finished, and a stopped model nothing that could be heard.
 """
 
 from __future__ import annotations
 
 import queue
-import re
 import secrets
 import threading
 import time
-import unicodedata
 import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from studio import wording
+from studio.naming import free_path, slug
+from studio.orders import Form, Job, Made, Maker, Order, Watch
+from studio.preview import Heard, Preview, remove_stale
+from studio.sources import check_source, keep_source
 from studio.store import ClipRow, Store, StoreError
+from tinymusician_core.audio import clip_tags, write_wav
 from tinymusician_core.files import whole_file
-from tinymusician_core.records import Cancelled, Clip, Figures, Progress, SamplingSpec, check_prompt
+from tinymusician_core.looping import make_loop
+from tinymusician_core.records import Cancelled, Clip, Progress
 
 State = Literal["idle", "waiting", "working", "done", "failed", "cancelled", "missing"]
 BEAT_S = 0.5  # seldom enough that drawing the page does not slow the model it tells of
 MAX_ORDERS = 64
-MEASURED_RUNS = 3
-MAX_MODEL_CHARS = 300
-MAX_MODELS = 4
-
-
-@dataclass(frozen=True)
-class Made:
-    """What a maker hands back: the clip and what was measured while it was made."""
-
-    clip: Clip
-    figures: Figures
-
-
-Maker = Callable[[str, str, SamplingSpec, int, Callable[[Progress], None], Callable[[], bool]], Made]
+UNHEARD = "Stopped before its first sound"
+UNSTARTED = "Not started"
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of one model in a take: it has been computing for `waited_s`, and is at `run` of `runs`."""
+    """What is known of one model in a take: it has been computing for `waited_s`, and is at `run` of `runs`.
+
+    `heard` is what its preview holds while it works; a clip that was stopped on the way says so itself.
+    """
 
     model: str
     state: State = "idle"
     progress: Progress | None = None
+    heard: Heard | None = None
     clip: ClipRow | None = None
+    form: Form = field(default_factory=Form)
     message: str = ""
     waited_s: float = 0.0
     run: int = 1
@@ -60,21 +59,26 @@ class Card:
 
 
 @dataclass
-class Order:
-    """A take that was asked for. `stop` ends it at the next step; `started` is set as soon as its turn has come."""
+class _Work:
+    """What the thread that makes a clip and the one that shows it have between them."""
 
-    prompt: str
-    sampling: SamplingSpec
-    models: tuple[str, ...]
-    blind: bool = False
-    take_id: int | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
-    started: threading.Event = field(default_factory=threading.Event)
-    done: threading.Event = field(default_factory=threading.Event)
+    order: Order
+    job: Job
+    preview: Preview | None
+    news: queue.SimpleQueue[Progress] = field(default_factory=queue.SimpleQueue)
+    left: threading.Event = field(default_factory=threading.Event)
+    sounded: Future = field(default_factory=Future)
 
-    def runs(self, model: str) -> int:
-        """How often a model plays, so that its figures are medians: once in a blind take, or where it is a big one."""
-        return MEASURED_RUNS if model in wording.MODELS and not self.blind else 1
+    def should_stop(self) -> bool:
+        return self.order.stop.is_set() or self.left.is_set()
+
+    def watch(self) -> Watch:
+        return Watch(self.news.put, self.should_stop, self._hear if self.preview else None)
+
+    def _hear(self, chunk: np.ndarray, sample_rate_hz: int) -> None:
+        self.preview.add(chunk, sample_rate_hz)
+        if self.preview.heard and not self.sounded.done():
+            self.sounded.set_result(None)
 
 
 class Bench:
@@ -83,8 +87,10 @@ class Bench:
     def __init__(self, folder: Path, make: Maker):
         self.folder = Path(folder).expanduser().resolve()
         self.clips, self.exports = self.folder / "clips", self.folder / "exports"
-        for place in (self.clips, self.exports):
+        self.sources, self.previews = self.folder / "sources", self.folder / "previews"
+        for place in (self.clips, self.exports, self.sources, self.previews):
             place.mkdir(parents=True, exist_ok=True)
+        remove_stale(self.previews)
         self.store = Store(self.folder)
         self._make = make
         self._turn = threading.Lock()
@@ -134,7 +140,7 @@ class Bench:
         try:
             for model in order.models:
                 if order.stop.is_set():
-                    yield Card(model, "cancelled")
+                    yield Card(model, "cancelled", message=UNSTARTED)
                 else:
                     yield from self._perform_one(order, model)
         finally:
@@ -142,6 +148,14 @@ class Bench:
 
     def path(self, clip: ClipRow) -> Path:
         return self.folder / clip.file
+
+    def keep_source(self, path: Path | str) -> tuple[str, float]:
+        """Check a sound to go on from and keep a copy; returns its file relative to the output folder, and its seconds.
+
+        Raises ValueError for a file that cannot be gone on from, OSError when the disk is full.
+        """
+        seconds = check_source(Path(path))
+        return keep_source(Path(path), self.sources).relative_to(self.folder).as_posix(), seconds
 
     def export_all(self, take_id: int) -> Path:
         """Put a take's clips into one zip of tagged WAVs in the output folder. Raises ValueError when it has none."""
@@ -158,93 +172,76 @@ class Bench:
 
     def _perform_one(self, order: Order, model: str) -> Iterator[Card]:
         if order.take_id is None:
-            order.take_id = self.store.add_take(order.prompt, order.sampling.as_dict(), order.models, order.blind)
-        news: queue.SimpleQueue[Progress] = queue.SimpleQueue()
-        left = threading.Event()
+            settings, form = order.sampling.as_dict(), order.form.as_dict()
+            order.take_id = self.store.add_take(order.prompt, settings, order.models, order.blind, form)
+        job = order.job(model, self.folder)
+        expected_s = job.sampling.seconds + order.form.source_s
+        work = _Work(order, job, None if order.blind else Preview(self.previews, expected_s))
         thread = ThreadPoolExecutor(1, thread_name_prefix="take")
-        future = thread.submit(self._work, order, model, news.put, lambda: order.stop.is_set() or left.is_set())
+        future = thread.submit(self._work, work)
         thread.shutdown(wait=False)
-        began, card = time.monotonic(), Card(model, "working", run=0, runs=order.runs(model))
+        began, card = time.monotonic(), Card(model, "working", run=0, runs=job.runs)
         try:
-            yield card
             while not future.done():
-                wait([future], timeout=BEAT_S)
-                card = replace(_caught_up(card, news), waited_s=time.monotonic() - began)
                 yield card
-            yield _outcome(model, future)
+                wait({future} if work.sounded.done() else {future, work.sounded}, BEAT_S, FIRST_COMPLETED)
+                card = replace(_caught_up(card, work), waited_s=time.monotonic() - began)
+            yield _outcome(model, order.form, future)
         finally:
-            left.set()
+            work.left.set()
 
-    def _work(self, order: Order, model: str, on_progress, should_stop) -> ClipRow:
+    def _work(self, work: _Work) -> ClipRow:
         """Runs in a thread of its own: wait for the turn, make the clip, keep it."""
-        with self._turn:
-            if should_stop():
-                raise Cancelled("the take was stopped")
-            made = self._make(model, order.prompt, order.sampling, order.runs(model), on_progress, should_stop)
-            return self._keep(order, model, made)
+        try:
+            with self._turn:
+                if work.should_stop():
+                    raise Cancelled("the take was stopped")
+                made = self._make(work.job, work.watch())
+                if made.stopped and work.order.blind:
+                    raise Cancelled("a clip that was stopped is not judged")
+                return self._keep(work, made)
+        finally:
+            if work.preview is not None:
+                work.preview.remove()
 
-    def _keep(self, order: Order, model: str, made: Made) -> ClipRow:
-        clip = made.clip
-        path = free_path(self.clips, f"{slug(clip.prompt)}_{slug(wording.model_title(model))}_seed{clip.sampling.seed}")
-        clip.save(path)
-        file = path.relative_to(self.folder).as_posix()
-        return self.store.add_clip(order.take_id, model, clip.model_hash, file, clip.seconds, made.figures.as_dict())
-
-
-def check_order(prompt, models: list[str], own_model: str, settings: dict) -> Order:
-    """Turn what was typed into an order.
-
-    Raises ValueError with one sentence: no words in the prompt, a setting out of range, no model chosen.
-    """
-    prompt = check_prompt(prompt)
-    if not any(letter.isalnum() for letter in prompt):
-        shown = prompt if len(prompt) <= 24 else prompt[:24] + "…"
-        raise ValueError(f"prompt “{shown}” has no words; describe the music in words, such as “{wording.EXAMPLES[0]}”")
-    chosen = [name for name in wording.MODELS if name in models]
-    own_model = (own_model or "").strip()
-    if len(own_model) > MAX_MODEL_CHARS:
-        raise ValueError(f"model name has {len(own_model)} characters; at most {MAX_MODEL_CHARS} are allowed")
-    if own_model and own_model not in chosen:
-        chosen.append(own_model)
-    if not chosen:
-        raise ValueError(f"no model is chosen; tick at least one of {', '.join(wording.MODELS)}")
-    return Order(prompt, SamplingSpec(**settings), tuple(chosen))
+    def _keep(self, work: _Work, made: Made) -> ClipRow:
+        order, model = work.order, work.job.model
+        clip, marks, tags = _shaped(made, order)
+        stem = "_".join([slug(clip.prompt), slug(wording.model_title(model)), f"seed{clip.sampling.seed}", *marks])
+        path = free_path(self.clips, stem)
+        write_wav(path, clip.waveform, clip_tags(clip, **tags))
+        file, figures = path.relative_to(self.folder).as_posix(), made.figures.as_dict()
+        return self.store.add_clip(order.take_id, model, clip.model_hash, file, clip.seconds, figures, made.stopped)
 
 
-def slug(text: str, most: int = 48) -> str:
-    """A readable, safe part of a file name: plain letters, digits and hyphens; never empty."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
-    words = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")
-    if len(words) > most:
-        words = words[: most + 1].rpartition("-")[0] or words[:most]
-    return words or "clip"
+def _shaped(made: Made, order: Order) -> tuple[Clip, list[str], dict]:
+    """The clip as it is kept, what its file's name says of it, and its tags; a loop is closed unless it was stopped."""
+    clip, form = made.clip, order.form
+    tags = {"continues": Path(form.source).name} if form.source else {}
+    if made.stopped:
+        return clip, ["stopped"], {**tags, "stopped": True}
+    if order.loop is not None:
+        clip = replace(clip, audio=make_loop(clip.waveform, order.loop.seconds).audio)
+        return clip, ["loop", *([] if form.bpm is None else [f"{form.bpm:g}bpm"])], {"loop": asdict(order.loop)}
+    return clip, ["continued"] if form.source else [], tags
 
 
-def free_path(folder: Path, stem: str) -> Path:
-    """`folder/stem.wav`, or with _2, _3 ... where that is taken."""
-    path, count = folder / f"{stem}.wav", 1
-    while path.exists():
-        count += 1
-        path = folder / f"{stem}_{count}.wav"
-    return path
-
-
-def _caught_up(card: Card, news: queue.SimpleQueue) -> Card:
-    """The card with the newest progress; each run begins with the text."""
+def _caught_up(card: Card, work: _Work) -> Card:
+    """The card with the newest progress and sound; each run begins with the text."""
     run, progress = card.run, card.progress
     with suppress(queue.Empty):
         while True:
-            progress = news.get_nowait()
+            progress = work.news.get_nowait()
             run += progress.stage == "text" and progress.done == 0
-    return replace(card, run=run, progress=progress)
+    return replace(card, run=run, progress=progress, heard=work.preview.heard if work.preview else None)
 
 
-def _outcome(model: str, future: Future) -> Card:
+def _outcome(model: str, form: Form, future: Future) -> Card:
     title = wording.model_title(model)
     try:
-        return Card(model, "done", clip=future.result())
+        return Card(model, "done", clip=future.result(), form=form)
     except Cancelled:
-        return Card(model, "cancelled")
+        return Card(model, "cancelled", message=UNHEARD)
     except StoreError as error:
         return Card(model, "failed", message=f"{title} was made but could not be kept: {error}.")
     except (ValueError, RuntimeError, OSError, MemoryError) as error:

@@ -14,7 +14,7 @@ from gradio.themes.utils.sizes import Size
 
 HERE = Path(__file__).parent
 CSS = HERE / "studio.css"
-PLAYER_JS = HERE / "player.js"
+SCRIPTS = (HERE / "preview.js", HERE / "player.js")
 FAVICON = HERE / "favicon.svg"
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Liberation Sans", "sans-serif")
@@ -125,9 +125,10 @@ def html(value: str = "", **options) -> gr.HTML:
 
 
 def head() -> str:
-    """What goes into the page's head: the player's script and the colour of a phone's address bar."""
+    """What goes into the page's head: the players' scripts and the colour of a phone's address bar."""
+    scripts = "".join(script.read_text(encoding="utf-8") for script in SCRIPTS)
     return (
         '<meta name="theme-color" media="(prefers-color-scheme: light)" content="#f6f2ea">'
         '<meta name="theme-color" media="(prefers-color-scheme: dark)" content="#101618">'
-        f"<script>{PLAYER_JS.read_text(encoding='utf-8')}</script>"
+        f"<script>{scripts}</script>"
     )

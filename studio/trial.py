@@ -103,7 +103,8 @@ class Preference:
 def pairs_of(takes: Iterable[Take], seed: str) -> list[Pair]:
     """Every pair that the takes allow, in a fixed order that the seed shuffles.
 
-    Takes with the same prompt and settings count as one; of each model in it the newest clip is used.
+    Takes with the same prompt and settings count as one; of each model in it the newest whole clip is used. Loops and
+    continuations are left out: they are not a model's own piece.
     """
     pairs = []
     for (prompt, _), group in _grouped(takes).items():
@@ -163,9 +164,9 @@ def wilson(wins: int, total: int, z: float = Z_95) -> tuple[float, float]:
 
 def _grouped(takes: Iterable[Take]) -> dict[tuple[str, str], dict[str, ClipRow]]:
     groups: dict[tuple[str, str], dict[str, ClipRow]] = {}
-    for take in sorted(takes, key=lambda take: take.id):
+    for take in sorted((take for take in takes if not take.form), key=lambda take: take.id):
         group = groups.setdefault((take.prompt, repr(sorted(take.settings.items()))), {})
-        group.update({clip.model: clip for clip in take.clips})
+        group.update({clip.model: clip for clip in take.clips if not clip.stopped})
     return groups
 
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 NOT_MEASURED = "not measured"
+LONG_WAIT_S = 20.0  # a shorter wait is not worth a word
+UNSURE_S = 30.0  # a clip that may take long where nothing was measured
+LENGTHS = ((5, "5 s"), (15, "15 s"), (60, "1 min"), (180, "3 min"), (600, "10 min"))
 MODELS = ("teacher", "student", "quantized")
 MODEL_TITLES = {"teacher": "Teacher", "student": "Student", "quantized": "Quantized"}
 MODEL_LINES = {
@@ -34,8 +37,6 @@ EXAMPLES = (
     "a playful marimba jig",
 )
 SETTINGS = {
-    "seconds": ("Seconds", "0.5 to 30"),
-    "seed": ("Seed", "Same seed, same music"),
     "cfg": ("Guidance (cfg)", "How closely to follow the prompt; 1 turns it off"),
     "temperature": ("Temperature", "Higher is more surprising"),
     "top_k": ("Top-k", "Draw from the k likeliest tokens; 0 allows all"),
@@ -116,6 +117,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def exact(seconds: float) -> str:
+    """How long a clip is: "3.2 s", from a minute on "2 min 5 s"."""
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
+
+
 def spell_ms(value: float) -> str:
     """A measured time in the unit that suits it: "4 ms", "2.05 s"."""
     return f"{value:.0f} ms" if value < 1000 else f"{value / 1000:.2f} s"
@@ -156,15 +162,45 @@ def share(value: float) -> str:
     return f"{100 * value:.0f}%"
 
 
-def setting_line(settings: Mapping[str, Any]) -> str:
-    """A take's settings in a line; what stands at its default is left out."""
+def form_words(form: Mapping[str, Any]) -> str:
+    """What a take is beyond a prompt: "loop at 120 BPM", "goes on from riff.wav"; "" for a plain one."""
+    if form.get("source"):
+        return f"goes on from {form['source'].rpartition('/')[2]}"
+    tempo = f" at {form['bpm']:g} BPM" if form.get("bpm") is not None else ""
+    return f"loop{tempo}" if form.get("loop") else ""
+
+
+def setting_line(settings: Mapping[str, Any], form: Mapping[str, Any]) -> str:
+    """A take's settings and form in a line; what stands at its default is left out."""
     from tinymusician_core import SamplingSpec
 
     default = SamplingSpec().as_dict()
-    parts = [f"{settings['seconds']:g} s", f"seed {settings['seed']}"]
+    words = form_words(form)
+    parts = [f"{settings['seconds']:g} s", *([words] if words else []), f"seed {settings['seed']}"]
     if settings["greedy"]:
         return " · ".join([*parts, "greedy"])
     names = {"cfg": "cfg", "temperature": "temperature", "top_k": "top-k", "top_p": "top-p"}
     return " · ".join(
         parts + [f"{word} {settings[key]:g}" for key, word in names.items() if settings[key] != default[key]]
     )
+
+
+def estimate(seconds: float, runs: Mapping[str, int], figures: Mapping[str, Mapping[str, Any]]) -> str:
+    """One sentence about how long models will take, from what was last measured of each; "" where nobody has to wait.
+
+    Args:
+        seconds: the length that is asked for.
+        runs: how often each model plays.
+        figures: the figures of each model's last whole take on this machine, as far as there is one.
+    """
+    speeds = {model: (figures.get(model) or {}).get("x_realtime") for model in runs}
+    known = {model: runs[model] * seconds / speed for model, speed in speeds.items() if speed}
+    unknown = [model_title(model) for model in runs if model not in known]
+    total = sum(known.values())
+    if not runs or (total < LONG_WAIT_S and not (unknown and seconds > UNSURE_S)):
+        return ""
+    if not known:
+        return f"{listed(unknown)} {'has' if len(unknown) == 1 else 'have'} not been measured here yet: no estimate."
+    who = "" if len(known) == 1 and not unknown else f" for {listed([model_title(model) for model in known])}"
+    rest = f"; {listed(unknown)} not measured here yet" if unknown else ""
+    return f"About {duration(total)}{who}: an estimate from the last takes{rest}."

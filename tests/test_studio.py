@@ -10,6 +10,7 @@ from studio_bench import FIGURES, RATE, ended, perform, play, tone
 
 from studio import app, ballots, cards, core, plots, wording
 from studio.blind import BlindFiles
+from studio.players import file_url
 from studio.store import ClipRow, Take
 from studio.takes import Bench, Card
 from studio.trial import Pair, Preference, Vote, pairs_of
@@ -82,9 +83,30 @@ def test_waiting_times_are_for_people(seconds, expected):
 
 
 def test_settings_in_a_line_leave_out_what_is_usual():
-    assert wording.setting_line(SamplingSpec(seed=3).as_dict()) == "8 s · seed 3"
-    assert wording.setting_line(SamplingSpec(cfg=5, top_p=0.9).as_dict()) == "8 s · seed 0 · cfg 5 · top-p 0.9"
-    assert wording.setting_line(SamplingSpec(greedy=True).as_dict()) == "8 s · seed 0 · greedy"
+    assert wording.setting_line(SamplingSpec(seed=3).as_dict(), {}) == "8 s · seed 3"
+    assert wording.setting_line(SamplingSpec(cfg=5, top_p=0.9).as_dict(), {}) == "8 s · seed 0 · cfg 5 · top-p 0.9"
+    assert wording.setting_line(SamplingSpec(greedy=True).as_dict(), {}) == "8 s · seed 0 · greedy"
+
+
+def test_the_form_of_a_take_is_named():
+    settings = SamplingSpec(seed=3).as_dict()
+    assert wording.setting_line(settings, {"loop": True, "bpm": 92.5}) == "8 s · loop at 92.5 BPM · seed 3"
+    assert wording.setting_line(settings, {"loop": True}) == "8 s · loop · seed 3"
+    assert wording.setting_line(settings, {"source": "sources/1a/riff.wav"}) == "8 s · goes on from riff.wav · seed 3"
+
+
+def test_a_long_wait_is_estimated_from_what_was_measured_and_says_so():
+    fast, slow = {"x_realtime": 12.0}, {"x_realtime": 2.0}
+    measured = {"teacher": slow, "student": fast, "odd": {"x_realtime": None}}
+    assert wording.estimate(8, {"student": 3}, measured) == ""
+    assert wording.estimate(600, {}, measured) == ""
+    assert wording.estimate(600, {"student": 1}, measured) == "About 50 s: an estimate from the last takes."
+    assert wording.estimate(600, {"teacher": 1, "student": 1, "odd": 1}, measured) == (
+        "About 5 min 50 s for Teacher and Student: an estimate from the last takes; odd not measured here yet."
+    )
+    assert wording.estimate(20, {"teacher": 3}, measured) == "About 30 s: an estimate from the last takes."
+    assert wording.estimate(60, {"quantized": 1}, {}) == "Quantized has not been measured here yet: no estimate."
+    assert wording.estimate(30, {"quantized": 3}, {}) == ""
 
 
 # pictures
@@ -201,7 +223,7 @@ def test_blind_files_match_in_loudness_length_and_rate_and_carry_no_tags(bench, 
 
 
 def test_nothing_on_a_blind_page_names_a_model(bench, pair):
-    urls = [cards.file_url(path) for path in BlindFiles(bench.folder).prepare(pair)]
+    urls = [file_url(path) for path in BlindFiles(bench.folder).prepare(pair)]
     markup = ballots.trial(pair, *urls, left=1).lower().replace(str(bench.folder).lower(), "")
     for clue in (*wording.MODELS, "hash", "seed", "clips/", *(clip.file for clip in (pair.a, pair.b)), "12.5"):
         assert clue not in markup
