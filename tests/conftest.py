@@ -34,9 +34,7 @@ def make_tokenizer():
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
 
 
 def decoder_config(layers: int, entries: int, codebooks: int = 4, channels: int = 1):
@@ -143,3 +141,89 @@ def demo_family(tiny_family, monkeypatch) -> Path:
     """`tiny_family` in the place of the demo family: `load("student")` finds it."""
     monkeypatch.setenv("TINYMUSICIAN_ASSETS", str(tiny_family.parent))
     return tiny_family
+
+
+AUDIOCRAFT_LM = """
+lm_model: transformer_lm
+codebooks_pattern: {modeling: delay, delay: {delays: [0, 1, 2, 3], flatten_first: 0, empty_initial: 0}}
+transformer_lm:
+  {dim: 32, num_heads: 4, num_layers: 3, hidden_scale: 1.5, n_q: 4, card: 64, activation: gelu, norm_first: true,
+   causal: true, layer_scale: null, positional_embedding: sin, norm: layer_norm, qk_layer_norm: false}
+fuser: {cross_attention_pos_emb: false, sum: [], prepend: [], cross: [description], input_interpolate: []}
+conditioners:
+  description: {model: t5, t5: {name: t5-base, finetune: false, normalize_text: false}}
+dataset: {segment_duration: 12}
+"""
+AUDIOCRAFT_CODEC = """
+sample_rate: 32000
+channels: 1
+compression_model: encodec
+encodec:
+  {autoencoder: seanet, quantizer: rvq, sample_rate: "${sample_rate}", channels: "${channels}", causal: false}
+seanet:
+  {dimension: 8, channels: "${channels}", causal: "${encodec.causal}", n_filters: 2, n_residual_layers: 1,
+   ratios: [8, 5, 4, 4], norm: weight_norm, pad_mode: reflect, true_skip: false, lstm: 1,
+   decoder: {trim_right_ratio: 1.0, final_activation: null}, encoder: {}}
+rvq: {n_q: 4, bins: 64}
+"""
+
+
+def audiocraft_lm_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A MusicgenForConditionalGeneration's language model and projection under AudioCraft's names."""
+    state = {
+        "condition_provider.conditioners.description.output_proj." + k: v
+        for k, v in model.enc_to_dec_proj.state_dict().items()
+    }
+    inner = model.decoder.model.decoder
+    state |= {f"emb.{k}.weight": table.weight for k, table in enumerate(inner.embed_tokens)}
+    state |= {f"linears.{k}.weight": head.weight for k, head in enumerate(model.decoder.lm_heads)}
+    state |= {f"out_norm.{k}": v for k, v in inner.layer_norm.state_dict().items()}
+    for i, layer in enumerate(inner.layers):
+        prefix = f"transformer.layers.{i}."
+        for name, attention in (("self_attn", layer.self_attn), ("cross_attention", layer.encoder_attn)):
+            fused = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+            state[f"{prefix}{name}.in_proj_weight"] = torch.cat(fused)
+            state[f"{prefix}{name}.out_proj.weight"] = attention.out_proj.weight
+        norms = {"norm1": layer.self_attn_layer_norm, "norm_cross": layer.encoder_attn_layer_norm}
+        for name, norm in {**norms, "norm2": layer.final_layer_norm}.items():
+            state |= {f"{prefix}{name}.{k}": v for k, v in norm.state_dict().items()}
+        state |= {f"{prefix}linear1.weight": layer.fc1.weight, f"{prefix}linear2.weight": layer.fc2.weight}
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def audiocraft_codec_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """A transformers EncodecModel's weights under AudioCraft's names."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith("quantizer."):
+            state[name.replace("quantizer.layers", "quantizer.vq.layers").replace(".codebook.", "._codebook.")] = tensor
+            continue
+        owner, _, convolution = name.partition(".conv.")
+        if convolution:
+            wrapped = "convtr.convtr" if "Transpose" in type(model.get_submodule(owner)).__name__ else "conv.conv"
+            name = f"{owner}.{wrapped}.{convolution}"
+        name = name.replace(".layers.", ".model.")
+        name = name.replace("parametrizations.weight.original0", "weight_g")
+        state[name.replace("parametrizations.weight.original1", "weight_v")] = tensor
+    return state
+
+
+def save_tiny_audiocraft(folder: Path, musicgen: Path) -> Path:
+    """The model of a tiny transformers folder as an AudioCraft checkpoint, in float16, with its T5 beside it."""
+    from transformers import MusicgenForConditionalGeneration
+
+    model = MusicgenForConditionalGeneration.from_pretrained(musicgen)
+    model.text_encoder.save_pretrained(folder / "t5")
+    make_tokenizer().save_pretrained(folder / "t5")
+    lm = {name: tensor.half() for name, tensor in audiocraft_lm_state(model).items()}
+    common = {"version": "1.3.0", "exported": True}
+    torch.save({"best_state": lm, "xp.cfg": AUDIOCRAFT_LM, **common}, folder / "state_dict.bin")
+    codec = {"best_state": audiocraft_codec_state(model.audio_encoder), "xp.cfg": AUDIOCRAFT_CODEC, **common}
+    torch.save(codec, folder / "compression_state_dict.bin")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_audiocraft(tiny_musicgen, tmp_path_factory) -> Path:
+    """`tiny_musicgen` as an AudioCraft checkpoint. Read only: copy it to change it."""
+    return save_tiny_audiocraft(tmp_path_factory.mktemp("tiny") / "tiny-audiocraft", tiny_musicgen)

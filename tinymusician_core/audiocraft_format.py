@@ -25,6 +25,7 @@ from .records import ModelError
 LM_FILE, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"
 DESCRIPTION = "condition_provider.conditioners.description."
 _MISSING = object()
+DEEPEST = 8  # references that lead to references
 _DECODER = "model.decoder."
 _MODULES = {
     "self_attn.out_proj": "self_attn.out_proj",
@@ -80,22 +81,24 @@ class Settings:
 
     def get(self, path: str, default: Any = _MISSING) -> Any:
         """One setting by its dotted path; ModelError where it is missing and there is no default."""
+        value = self._look(path, 0)
+        if value is not _MISSING:
+            return value
+        if default is _MISSING:
+            raise ModelError(f"the settings in {self.source} lack {path}")
+        return default
+
+    def _look(self, path: str, depth: int) -> Any:
         value = self._tree
         for name in path.split("."):
             if not isinstance(value, Mapping) or name not in value:
-                if default is _MISSING:
-                    raise ModelError(f"the settings in {self.source} lack {path}")
-                return default
-            value = self._follow(value[name])
+                return _MISSING
+            value = value[name]
+            if isinstance(value, str) and (reference := re.fullmatch(r"\$\{([\w.]+)\}", value)):
+                if depth == DEEPEST:
+                    raise ModelError(f"the settings in {self.source} refer to one another in a circle: {value}")
+                value = self._look(reference.group(1), depth + 1)
         return value
-
-    def _follow(self, value: Any, depth: int = 0) -> Any:
-        reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-        if reference is None:
-            return value
-        if depth > 8:
-            raise ModelError(f"the settings in {self.source} refer to one another in a circle: {value}")
-        return self._follow(self.get(reference.group(1)), depth + 1)
 
     def demand(self, demands: Mapping[str, tuple[Any, bool]]) -> None:
         """ModelError that names the first setting that is not the supported one."""

@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from .bundle import load_parts
+from .audiocraft_format import CODEC_FILE, LM_FILE
+from .bundle import is_audiocraft, load_parts
 from .hub import fetch
 from .pipeline import Pipeline
 from .records import ModelError
@@ -15,6 +16,7 @@ from .stored import is_whole
 FAMILY = ("teacher", "student", "quantized")
 ALLOWED = f"allowed are {', '.join(FAMILY)}, a model folder, or a hub id such as facebook/musicgen-small"
 HUB_FILES = ("*.json", "*.safetensors", "spiece.model")
+AUDIOCRAFT_FILES = (LM_FILE, CODEC_FILE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -48,7 +50,10 @@ def resolve(source: str | os.PathLike) -> Path:
 def _from_hub(name: str) -> Path:
     files = "its config.json, *.safetensors and tokenizer files"
     otherwise = f"download {files} from https://huggingface.co/{name} and give their folder"
-    return fetch(name, HUB_FILES, is_whole, otherwise)
+    folder = fetch(name, HUB_FILES, is_whole, otherwise)
+    if (folder / "config.json").is_file():
+        return folder
+    return fetch(name, AUDIOCRAFT_FILES, is_audiocraft, otherwise)
 
 
 def load(source: str | os.PathLike, device: str = "cpu") -> Pipeline:
