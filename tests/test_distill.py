@@ -8,6 +8,7 @@ import tinymusician_core as tm
 from tinymusician_core.distill.data import Batches
 from tinymusician_core.distill.source import read_teacher
 from tinymusician_core.distill.train import DistillSpec, distill
+from tinymusician_core.engine import frames
 from tinymusician_core.records import Cancelled, ModelError, SamplingSpec
 from tinymusician_core.tokens import write_tokens
 
@@ -85,6 +86,34 @@ def test_a_musicgen_folder_gives_a_musicgen_folder(tiny_musicgen, tokens, tmp_pa
     student = tm.load(tmp_path / "student")
     assert len(student.decoder.layers) == 2
     assert student.generate("lively flute", SamplingSpec(seconds=1)).audio.shape == (1, 32000)
+
+
+def test_a_musicgen_student_plays_in_plain_transformers(tiny_musicgen, tokens, tmp_path):
+    from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+
+    distill(tiny_musicgen, tokens, 2, tmp_path / "student", steps=1, **SMALL)
+    theirs, info = MusicgenForConditionalGeneration.from_pretrained(tmp_path / "student", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "student")("lively flute", return_tensors="pt")
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    sound = theirs.generate(**inputs, do_sample=False, guidance_scale=1.0, max_new_tokens=12 + 3)
+    ours = tm.load(tmp_path / "student")
+    states, mask = ours.text_encoder.encode(["lively flute"])
+    made = list(frames(ours.decoder, states, mask, SamplingSpec(cfg=1.0, greedy=True), 12))
+    torch.testing.assert_close(ours.codec.decode(torch.stack(made, dim=2)), sound, atol=1e-4, rtol=0)
+
+
+def test_an_audiocraft_teacher_gives_a_student_in_transformers_format(tiny_audiocraft, tokens, tmp_path):
+    done = distill(tiny_audiocraft, tokens, 2, tmp_path / "student", steps=2, **SMALL)
+    assert done.layers == (0, 2)
+    assert json.loads((tmp_path / "student" / "config.json").read_text())["model_type"] == "musicgen"
+    student, teacher = tm.load(tmp_path / "student"), tm.load(tiny_audiocraft)
+    codes = torch.randint(0, 64, (1, 4, 20), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(student.codec.decode(codes), teacher.codec.decode(codes))
+    prompt = ["a calm piano"]
+    assert torch.equal(student.text_encoder.encode(prompt)[0], teacher.text_encoder.encode(prompt)[0])
+    assert student.generate(prompt[0], SamplingSpec(seconds=1)).audio.shape == (1, 32000)
 
 
 def test_a_stopped_run_resumes_to_the_same_weights(family, tokens):

@@ -1,9 +1,17 @@
 """Our engine against transformers' MusicgenForConditionalGeneration, on random weights."""
 
+import json
+
 import pytest
 import torch
 from conftest import PROMPTS, save_tiny_musicgen
-from transformers import AutoTokenizer, MusicgenForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    MusicgenDecoderConfig,
+    MusicgenForCausalLM,
+    MusicgenForConditionalGeneration,
+    T5EncoderModel,
+)
 
 from tinymusician_core import SamplingSpec, load
 from tinymusician_core.engine import frames
@@ -78,3 +86,25 @@ def test_unconditional_half_is_the_one_of_transformers(pair):
         ours_states, _ = ours.text_encoder.encode(PROMPTS)
         made = ours.decoder.logits(tokens, torch.cat([ours_states, torch.zeros_like(ours_states)]), doubled)
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)
+
+
+def test_our_own_format_loads_in_plain_transformers(tiny_family):
+    """In two lines, which the docstring of `save_family` and the README give."""
+    folder, ours = tiny_family / "student", load(tiny_family / "student")
+    config = MusicgenDecoderConfig(**json.loads((folder / "config.json").read_text())["decoder"])
+    theirs, info = MusicgenForCausalLM.from_pretrained(
+        folder, config=config, dtype=torch.float32, key_mapping={r"^decoder\.": ""}, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    tokens = torch.randint(0, 65, (1, 4, 9), generator=torch.Generator().manual_seed(0))
+    states, mask = ours.text_encoder.encode(PROMPTS[:1])
+    with torch.inference_mode():
+        expected = theirs.eval()(
+            input_ids=tokens.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask
+        ).logits.view(1, 4, 9, -1)
+        torch.testing.assert_close(ours.decoder.logits(tokens, states, mask), expected, atol=1e-4, rtol=0)
+        encoder = T5EncoderModel.from_pretrained(tiny_family / "text").eval()
+        ids, _ = ours.text_encoder.tokenize(PROMPTS[:1])
+        projected = ours.text_encoder.projection(encoder(input_ids=ids).last_hidden_state)
+    torch.testing.assert_close(projected, states, atol=1e-5, rtol=0)

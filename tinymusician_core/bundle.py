@@ -170,6 +170,11 @@ def save_family(
 ) -> Path:
     """Write a "tinymusician" folder beside a text encoder and a codec that are there already.
 
+    Plain transformers reads its language model, and the text encoder with T5EncoderModel.from_pretrained(text):
+
+        config = MusicgenDecoderConfig(**json.loads((folder / "config.json").read_text())["decoder"])
+        lm = MusicgenForCausalLM.from_pretrained(folder, config=config, key_mapping={r"^decoder\\.": ""})
+
     Args:
         folder: where to; made if need be.
         name: the variant's name.

@@ -6,7 +6,7 @@ Weights are read one by one, straight into the module that uses them: a checkpoi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -137,12 +137,16 @@ def take_projection(state: MutableMapping[str, Tensor]) -> nn.Module | None:
 
 
 def combined_identity(files: Sequence[Path]) -> str:
-    """One short hash over the identities of files."""
-    return combined_hash({path.name: identity_of(path) for path in files})
+    """One short hash over the identities of files and their names, wherever they lie."""
+    hashes: dict[str, str] = {}
+    for path in files:
+        again = sum(path.name == name.split("/")[0] for name in hashes)  # two folders may both have a config.json
+        hashes[f"{path.name}/{again}" if again else path.name] = identity_of(path)
+    return combined_hash(hashes)
 
 
-def check_all_used(weights: MutableMapping[str, Tensor], what: str | Path) -> None:
-    """ModelError where weights are left that no part has a place for: running without them would be another model."""
+def check_all_used(weights: Iterable[str], what: str | Path) -> None:
+    """ModelError where names of weights are left that no part has a place for: without them it is another model."""
     left = sorted(name for name in weights if COMPUTED not in name)
     if left:
         raise ModelError(f"{what} holds {len(left)} weights that this model has no place for, among them {left[0]}")

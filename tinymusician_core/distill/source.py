@@ -1,29 +1,39 @@
-"""The teacher as a model folder: read for training, and the folder that a student of the same format is written to."""
+"""The teacher as a model folder: read for training, and the folder that its student is written to.
+
+A student has its teacher's format; that of an AudioCraft teacher is written in transformers format.
+"""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import MusicgenDecoderConfig, MusicgenForCausalLM, MusicgenForConditionalGeneration
+from transformers import (
+    MusicgenConfig,
+    MusicgenDecoderConfig,
+    MusicgenForCausalLM,
+    MusicgenForConditionalGeneration,
+)
 
-from ..bundle import WINDOW_S, load_text_encoder, read_config, save_family
+from ..bundle import WINDOW_S, is_audiocraft, load_text_encoder, read_config, save_family
 from ..delay import pattern
 from ..files import check_safetensors, reading, verify_files
 from ..folders import whole_folder
 from ..records import ModelError
 from ..stored import (
     TOKENIZER_NAMES,
+    check_all_used,
     check_complete,
     combined_identity,
     open_weights,
     quiet_transformers,
     take_projection,
-    weight_files,
+    tokenizer_files,
 )
 from ..text import TextEncoder
 
@@ -34,7 +44,8 @@ POSITIONS = "embed_positions"  # computed, never learned
 class Teacher:
     """A teacher, frozen: its decoder, its text encoder with the projection, and where it came from.
 
-    `frame_rate_hz` is that of its codec; `whole` is the transformers model around it, for the "musicgen" format.
+    `frame_rate_hz` is that of its codec, `files` tell it from others; `whole` is the transformers model around it, for
+    the "musicgen" format.
     """
 
     folder: Path
@@ -42,6 +53,7 @@ class Teacher:
     decoder: MusicgenForCausalLM
     text_encoder: TextEncoder
     frame_rate_hz: float
+    files: tuple[Path, ...]
     whole: MusicgenForConditionalGeneration | None = None
 
     @property
@@ -54,7 +66,7 @@ class Teacher:
         return self.decoder.config.pad_token_id
 
     def write(self, student: MusicgenForCausalLM, out_dir: Path) -> None:
-        """Write a student as a whole model folder in this teacher's format; nothing is left behind where that fails."""
+        """Write a student as a whole model folder; nothing is left behind where that fails."""
         with whole_folder(out_dir, self.config["model_type"]) as partial:
             if self.whole is None:
                 self._write_family(student, partial, out_dir)
@@ -83,18 +95,20 @@ class Teacher:
                 self.whole.save_pretrained(partial)
         finally:
             self.whole.decoder, self.whole.config.decoder = teacher, config
-        for name in TOKENIZER_NAMES:
-            if (self.folder / name).is_file():
-                shutil.copy(self.folder / name, partial / name)
+        for file in self.files:
+            if file.name in TOKENIZER_NAMES:
+                shutil.copy(file, partial / file.name)
 
 
 def read_teacher(folder: Path, device: str = "cpu") -> Teacher:
-    """Read a teacher's folder of either float format.
+    """Read a teacher's folder of any float format.
 
     Raises:
         ValueError: the folder is no model, or a quantized one.
         ModelError: its files are missing, damaged or changed.
     """
+    if is_audiocraft(folder):
+        return _read_audiocraft(folder, device)
     config = read_config(folder)
     kind = config["model_type"]
     if kind == "tinymusician":
@@ -123,26 +137,63 @@ def _read_family(folder: Path, config: dict, device: str) -> Teacher:
         if lacking:
             raise ModelError(f"{weights} lacks {len(lacking)} weights, among them {lacking[0]}")
         codec = SpectralCodec.from_folder(folder / config["codec"])
-    return Teacher(folder, config, _frozen(decoder, device), _frozen(text_encoder, device), codec.frame_rate_hz)
+    files = (folder / "config.json", weights)
+    return Teacher(folder, config, _frozen(decoder, device), _frozen(text_encoder, device), codec.frame_rate_hz, files)
 
 
 def _read_musicgen(folder: Path, config: dict, device: str) -> Teacher:
     from transformers import AutoTokenizer
 
-    open_weights(folder)  # names what is missing or damaged
+    files, _ = open_weights(folder)
+    tokens = tokenizer_files(folder)
     with reading(folder), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         whole, info = MusicgenForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
         check_complete(info, folder)
+    return _around(folder, config, whole, tokenizer, (folder / "config.json", *files, *tokens), device)
+
+
+def _read_audiocraft(folder: Path, device: str) -> Teacher:
+    from ..audiocraft_parts import read_audiocraft
+
+    model = read_audiocraft(folder)
+    state = dict(model.state)
+    state |= {f"text_encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
+    state |= {f"audio_encoder.{name}": tensor for name, tensor in model.codec.state_dict().items()}
+    with reading(folder), quiet_transformers():
+        config = MusicgenConfig(
+            text_encoder=model.encoder.config.to_dict(),
+            audio_encoder=model.codec.config.to_dict(),
+            decoder=MusicgenDecoderConfig(**model.decoder).to_dict(),
+        )
+        whole, info = MusicgenForConditionalGeneration.from_pretrained(
+            None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+        )
+        check_complete(info, folder)
+        check_all_used(info["unexpected_keys"], folder)
+    start = config.decoder.pad_token_id
+    whole.generation_config.update(
+        decoder_start_token_id=start, bos_token_id=start, pad_token_id=start, do_sample=True, guidance_scale=3.0
+    )
+    return _around(folder, {"model_type": "musicgen"}, whole, model.tokenizer, model.files, device)
+
+
+def _around(
+    folder: Path,
+    config: dict,
+    whole: MusicgenForConditionalGeneration,
+    tokenizer: Any,
+    files: tuple[Path, ...],
+    device: str,
+) -> Teacher:
     projection = getattr(whole, "enc_to_dec_proj", None)
     text_encoder = _frozen(TextEncoder(tokenizer, whole.text_encoder, projection), device)
-    codec = whole.config.audio_encoder
-    rate = codec.sampling_rate / codec.hop_length
-    return Teacher(folder, config, _frozen(whole.decoder, device), text_encoder, rate, whole)
+    rate = whole.config.audio_encoder.sampling_rate / whole.config.audio_encoder.hop_length
+    return Teacher(folder, config, _frozen(whole.decoder, device), text_encoder, rate, files, whole)
 
 
 def hash_of(teacher: Teacher) -> str:
-    """Tells one teacher from another: a hash over its config.json and its weights."""
-    return combined_identity([teacher.folder / "config.json", *weight_files(teacher.folder)])
+    """Tells one teacher from another: a hash over its configuration and its weights."""
+    return combined_identity(teacher.files)
