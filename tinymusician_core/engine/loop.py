@@ -14,7 +14,7 @@ from ..delay import delay
 from ..records import Cancelled, SamplingSpec
 from .decoder import Decoder, DecoderConfig
 from .sampling import Sampler, guide
-from .window import Window, context_of, kept_of
+from .window import Window, context_of, kept_of, size_of
 
 BLOCK = 32
 
@@ -38,8 +38,8 @@ def frames(
     """Generate `frames_total` frames for a batch of prompts.
 
     Each row draws from its own seed, so that a row of a batch equals its single run (in float32, to rounding).
-    A piece longer than the window costs the same time and memory a frame, however long it gets: when the window is
-    full, its last `context_of(window)` frames are read anew from position 0, and the music goes on from there.
+    A piece longer than the window costs the same time and memory a frame, however long it gets: when `size_of` frames
+    have been read, the last `context_of(window)` are read anew from position 0, and the music goes on from there.
 
     Args:
         decoder: the step decoder.
@@ -63,8 +63,8 @@ def frames(
     specs = _one_a_row(specs, batch)
     given = _given(given, config, batch, frames_total, window).to(states.device)
     begun, steps, longest = given.shape[2], steps_for(decoder, frames_total), max(config.delays)
-    size = begun + frames_total if window is None else min(window, begun + frames_total)
-    seen = Window(given, config.delays, config.pad, size, context_of(size))
+    size = size_of(begun + frames_total, window)
+    seen = Window(given, config.delays, config.pad, size, context_of(window or size))
     reader = Reader(decoder, states, mask, specs[0].cfg, seen)
     samplers = [Sampler(spec, states.device) for spec in specs]
     first = torch.tensor(config.delays, device=states.device)

@@ -11,19 +11,25 @@ from torch import Tensor
 
 
 def context_of(window: int) -> int:
-    """How many frames of a full window of `window` frames the next one begins with: a third.
+    """How many frames each later window begins with: a sixth of the longest window, 5 s of MusicGen's 30."""
+    return window // 6
 
-    The next window costs the reading of its context once, and its attention runs over more positions the longer the
-    context is; the music holds together better the more of it there is.
+
+def size_of(frames: int, window: int | None) -> int:
+    """How many frames a window holds in a piece of so many, where the decoder can see `window` of them at most.
+
+    A piece that fits is made in one window. A longer one slides on whenever two thirds of the longest window are
+    full, and so every half of it. Those two fractions are what a later frame costs: attention reads what the window
+    holds, on average 5/12 of the longest one, and each frame reads a third of an old one again. Against the first
+    10 s that is 1.10 to 1.15 times the time; a context of a third, kept until the window is full, cost 1.2 times.
     """
-    return window // 3
+    return frames if window is None or frames <= window else max(1, window * 2 // 3)
 
 
 def kept_of(given: int, new: int, window: int | None) -> int:
     """How many of `given` frames the first window begins with, `new` frames being to come.
 
-    All of them where everything fits into one window; else as many as leave room for the new ones, and no fewer than
-    any later window begins with.
+    As many as leave room for the new ones in the longest window, and no fewer than a later window begins with.
     """
     return given if window is None else min(given, max(window - new, context_of(window)))
 
