@@ -35,7 +35,10 @@ def encodec(seed: int = 0, channels: int = 1, **sizes) -> tuple[EncodecModel, En
         "codebook_size": 64,
         "use_causal_conv": False,
     }
-    model = scramble(EncodecModel(EncodecConfig(**small | sizes)), seed)
+    model = EncodecModel(EncodecConfig(**small | sizes)).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():  # original0 is a weight's norm, original1 its direction
+        scale = 0.1 if "bias" in name else 0.4 if "lstm" in name else 1.0
+        weight.copy_(torch.randn(weight.shape) * 0.2 + 1.0 if "original0" in name else torch.randn(weight.shape) * scale)
     for layer in model.quantizer.layers:
         layer.codebook.embed.copy_(torch.randn(layer.codebook.embed.shape))
     return model, EncodecCodec(model, channels)
@@ -63,7 +66,7 @@ def check_stream(codec: Codec, chunks: list[int], batch: int, seed: int = 0, who
     codes = some_codes(codec, sum(chunks), batch, seed)
     sounds = streamed(codec, codes, chunks)
     expected = codec.decode(codes) if whole is None else whole(codes)
-    torch.testing.assert_close(torch.cat(sounds, dim=2), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.cat(sounds, dim=2), expected, atol=1e-5, rtol=1e-5)
     pushed = given = 0
     hop = expected.shape[2] // codes.shape[2]
     for chunk, sound in zip(chunks, sounds, strict=False):
@@ -97,7 +100,7 @@ def test_any_encodec_decodes_as_transformers_does_whole_and_in_any_chunks(sizes,
         return model.decode(codes.unsqueeze(0), [None]).audio_values
 
     codes = some_codes(codec, sum(chunks), batch, seed)
-    torch.testing.assert_close(codec.decode(codes), transformers(codes), atol=1e-5, rtol=0)
+    torch.testing.assert_close(codec.decode(codes), transformers(codes), atol=1e-5, rtol=1e-5)
     check_stream(codec, chunks, batch, seed, transformers)
 
 
@@ -217,14 +220,14 @@ def test_an_encodec_whose_norm_looks_at_the_whole_sound_is_refused():
 @OFTEN
 @given(st.integers(0, 4), st.integers(0, 4), CHUNKS, st.booleans())
 def test_a_window_gives_each_input_with_its_context_once(left, right, chunks, reflect):
-    x = torch.arange(1.0, sum(chunks) + 1).view(-1, 1, 1)
+    x = torch.arange(1.0, sum(chunks) + 1).view(1, -1, 1)
     window = Window(left + right, left, right, reflect)
     rows = []
-    for i, part in enumerate(x.split(chunks)):
+    for i, part in enumerate(x.split(chunks, dim=1)):
         ready = window.push(part, i == len(chunks) - 1)
-        rows += [ready[j : j + left + right + 1, 0, 0] for j in range(ready.shape[0] - left - right)]
-    short = max(0, max(left, right) + 1 - len(x)) if reflect else 0
-    padded = torch.nn.functional.pad(x[:, 0, 0], (0, short))[None]
+        rows += [ready[0, j : j + left + right + 1, 0] for j in range(ready.shape[1] - left - right)]
+    short = max(0, max(left, right) + 1 - sum(chunks)) if reflect else 0
+    padded = torch.nn.functional.pad(x[:, :, 0], (0, short))
     padded = torch.nn.functional.pad(padded, (left, right), "reflect" if reflect else "constant")[0]
     torch.testing.assert_close(torch.stack(rows), padded[: len(padded) - short].unfold(0, left + right + 1, 1))
 
@@ -232,13 +235,13 @@ def test_a_window_gives_each_input_with_its_context_once(left, right, chunks, re
 @OFTEN
 @given(CHUNKS, st.integers(1, 5), st.integers(1, 12))
 def test_overlapping_pieces_add_up_in_any_chunks(chunks, hop, width):
-    pieces = torch.randn(sum(chunks), 2, width, generator=torch.Generator().manual_seed(0))
+    pieces = torch.randn(2, sum(chunks), width, generator=torch.Generator().manual_seed(0))
     adder = OverlapAdd(hop)
-    parts = pieces.split(chunks)
+    parts = pieces.split(chunks, dim=1)
     made = torch.cat([adder.push(part, i == len(parts) - 1) for i, part in enumerate(parts)], dim=1)
     expected = torch.zeros_like(made)
-    for i, piece in enumerate(pieces):
-        expected[:, i * hop : i * hop + width] += piece
+    for i in range(sum(chunks)):
+        expected[:, i * hop : i * hop + width] += pieces[:, i]
     torch.testing.assert_close(made, expected)
 
 

@@ -9,7 +9,7 @@ from . import check_audio, check_codes
 from .seanet import Seanet
 from .stream import CodecStream, lookahead
 
-CHUNK_FRAMES = 8
+CHUNK_FRAMES = 500  # a longer sound is decoded in stretches of this length, so that memory does not grow
 
 
 class EncodecCodec(nn.Module):
@@ -73,10 +73,10 @@ class EncodecCodec(nn.Module):
         def push(codes: Tensor, last: bool) -> Tensor:
             batch, frames = codes.shape[0], codes.shape[2]
             shape = (batch, len(books), self._streams, frames)
-            mono = codes.reshape(shape).permute(3, 0, 2, 1).flatten(1, 2)  # [t,B * streams,K]
-            vectors = sum(nn.functional.embedding(mono[..., k], book) for k, book in enumerate(books))
+            mono = codes.reshape(shape).transpose(1, 2).flatten(0, 1)  # [B * streams,K,t]
+            vectors = sum(nn.functional.embedding(mono[:, k], book) for k, book in enumerate(books))
             sound = net.push(vectors, last)
-            return sound.permute(1, 2, 0).reshape(batch, self.channels, sound.shape[0])
+            return sound.transpose(1, 2).reshape(batch, self.channels, sound.shape[1])
 
         return push
 

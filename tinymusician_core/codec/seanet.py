@@ -1,9 +1,9 @@
 """EnCodec's decoder (SEANet, Defossez et al. 2022, arXiv 2210.13438), fast and in chunks.
 
-The weights are those of transformers' EncodecDecoder with the weight norm folded in. Time comes first, [T,B,C], so that
-every convolution is a few matrix products on rows that lie in memory as they are, one for each tap of the kernel, and
-a transposed convolution whose kernel is twice its stride is one with two taps that makes `stride` samples a row.
-A long sound is decoded in stretches, so that what the layers hand on stays in the processor's cache.
+The weights are those of transformers' EncodecDecoder with the weight norm folded in. Tensors are [B,t,C], channels
+last, so that a convolution is a matrix product on rows that lie in memory as they are, and a transposed convolution
+whose kernel is twice its stride is one with two taps that makes `stride` samples a row.
+A long sound is decoded in pieces, so that what a layer hands on to the next stays in the processor's cache.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .products import convolve, linear, linear_plus
 from .stream import Window
 
 if TYPE_CHECKING:
@@ -26,28 +27,22 @@ if TYPE_CHECKING:
         EncodecResnetBlock,
     )
 
+PIECE = 2**17  # numbers that an upsampling makes at once
+FEWEST_ROWS = 64
+
 
 class Taps(nn.Module):
-    """A convolution without padding: weight [kernel,Cin,Cout], bias [Cout]."""
+    """A convolution without padding: weight [Cout,kernel,Cin], bias [Cout]."""
 
     def __init__(self, weight: Tensor, bias: Tensor, dilation: int = 1):
         super().__init__()
         self.weight, self.bias = _fixed(weight), _fixed(bias)
         self.dilation = dilation
-
-    @property
-    def context(self) -> int:
-        return (self.weight.shape[0] - 1) * self.dilation
+        self.context = (weight.shape[1] - 1) * dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        """[n + context,B,Cin] -> [n,B,Cout]."""
-        batch = x.shape[1]
-        rows, step = x.flatten(0, 1), self.dilation * batch
-        count = rows.shape[0] - self.context * batch
-        out = torch.addmm(self.bias, rows[:count], self.weight[0])
-        for tap in range(1, self.weight.shape[0]):
-            out.addmm_(rows[tap * step : tap * step + count], self.weight[tap])
-        return out.unflatten(0, (-1, batch))
+        """[B,n + context,Cin] -> [B,n,Cout]."""
+        return convolve(x, self.weight, self.bias, self.dilation)
 
 
 class Conv(nn.Module):
@@ -65,13 +60,13 @@ class Conv(nn.Module):
         return self.open().ready(length)
 
     def forward(self, x: Tensor, window: Window, last: bool) -> Tensor:
-        """[t,B,Cin] -> [n,B,Cout]."""
+        """[B,t,Cin] -> [B,n,Cout]."""
         x = window.push(F.elu_(x) if self.elu else x, last)
-        return self.taps(x) if x.shape[0] else _nothing(x, self.taps.bias.shape[0])
+        return self.taps(x) if x.shape[1] else _nothing(x, self.taps.bias.shape[0])
 
 
 class Residual(nn.Module):
-    """EncodecResnetBlock: x + conv1(elu(conv3(elu(x)))), or a convolution of x in the place of x."""
+    """EncodecResnetBlock: x + narrow(elu(wide(elu(x)))), or a convolution of x in the place of x."""
 
     def __init__(self, like: EncodecResnetBlock):
         super().__init__()
@@ -86,12 +81,12 @@ class Residual(nn.Module):
         return self.open().ready(length)
 
     def forward(self, x: Tensor, window: Window, last: bool) -> Tensor:
-        """[t,B,C] -> [n,B,C]."""
+        """[B,t,C] -> [B,n,C]."""
         x = window.push(x, last)
-        if not x.shape[0]:
+        if not x.shape[1]:
             return x
         made = self.narrow(F.elu_(self.wide(F.elu(x))))
-        x = x[self.left : self.left + made.shape[0]]
+        x = x[:, self.left : self.left + made.shape[1]]
         return made.add_(x if self.shortcut is None else self.shortcut(x))
 
 
@@ -112,8 +107,9 @@ class Upsample(nn.Module):
     def __init__(self, like: EncodecConvTranspose1d):
         super().__init__()
         self.stride = like.conv.stride[0]
-        newer, older = like.conv.weight.permute(0, 2, 1).flatten(1).chunk(2, dim=1)
-        self.taps = Taps(torch.stack([older, newer]), like.conv.bias.repeat(self.stride))
+        newer, older = like.conv.weight.permute(2, 1, 0).split(self.stride)
+        weight = torch.stack([older, newer], dim=2).flatten(0, 1)
+        self.taps = Taps(weight, like.conv.bias.repeat(self.stride))
         self.trim_right = math.ceil(self.stride * like.trim_right_ratio) if like.causal else self.stride // 2
         self.trim_left = self.stride - self.trim_right
 
@@ -124,16 +120,16 @@ class Upsample(nn.Module):
         return max(0, length * self.stride - self.trim_left)
 
     def forward(self, x: Tensor, state: _Upsampling, last: bool) -> Tensor:
-        """[t,B,Cin] -> [n,B,Cout]."""
+        """[B,t,Cin] -> [B,n,Cout]."""
         x = state.window.push(F.elu_(x), last)
         channels = self.taps.bias.shape[0] // self.stride
-        if not x.shape[0]:
+        if not x.shape[1]:
             return _nothing(x, channels)
         made = self.taps(x)
-        made = made.unflatten(2, (self.stride, channels)).transpose(1, 2).flatten(0, 1)
+        made = made.reshape(made.shape[0], -1, channels)
         begin = 0 if state.begun else self.trim_left
         state.begun = True
-        return made[begin : made.shape[0] - (self.trim_right if last else 0)]
+        return made[:, begin : made.shape[1] - (self.trim_right if last else 0)]
 
 
 class Lstm(nn.Module):
@@ -150,11 +146,13 @@ class Lstm(nn.Module):
         return length
 
     def forward(self, x: Tensor, states: list, last: bool) -> Tensor:
-        """[t,B,C] -> [t,B,C]."""
-        y = x
+        """[B,t,C] -> [B,t,C]."""
+        if not x.shape[1]:
+            return x
+        y = x.transpose(0, 1)
         for i, layer in enumerate(self.layers):
             y, states[i] = layer(y, states[i])
-        return x + y
+        return x + y.transpose(0, 1)
 
 
 class LstmLayer(nn.Module):
@@ -162,21 +160,23 @@ class LstmLayer(nn.Module):
 
     def __init__(self, like: nn.LSTM, layer: int):
         super().__init__()
-        weights = (getattr(like, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        wide, recurrent, bias, more = weights
-        self.wide, self.recurrent, self.bias = _fixed(wide.T), _fixed(recurrent.T), _fixed(bias + more)
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        wide, recurrent, bias, more = (getattr(like, f"{name}_l{layer}") for name in names)
+        self.wide, self.recurrent, self.bias = _fixed(wide), _fixed(recurrent), _fixed(bias + more)
 
     def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """[t,B,C] and the hidden and cell state [B,C] -> [t,B,C] and the new state."""
-        hidden, cell = (x.new_zeros(x.shape[1:]),) * 2 if state is None else state
-        gates = torch.addmm(self.bias, x.flatten(0, 1), self.wide).unflatten(0, x.shape[:2])
-        made = []
-        for row in gates:
-            enter, forget, new, leave = row.addmm_(hidden, self.recurrent).chunk(4, dim=1)
-            cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
-            hidden = leave.sigmoid() * cell.tanh()
-            made.append(hidden)
-        return (torch.stack(made) if made else x), (hidden, cell)
+        size = x.shape[2]
+        hidden, cell = (x.new_zeros(x.shape[1:]) for _ in range(2)) if state is None else state
+        gates = linear(x.reshape(-1, size), self.wide, self.bias).unflatten(0, x.shape[:2])
+        made = torch.empty_like(x)
+        for row, out in zip(gates.unbind(), made.unbind(), strict=True):
+            row = linear_plus(hidden, self.recurrent, row)
+            enter, forget = row[:, : 2 * size].sigmoid_().chunk(2, dim=1)
+            new, leave = row[:, 2 * size : 3 * size].tanh_(), row[:, 3 * size :].sigmoid_()
+            cell = (cell * forget).addcmul_(enter, new)
+            hidden = torch.mul(leave, cell.tanh(), out=out)
+        return made, (hidden.clone(), cell)
 
 
 class Seanet(nn.Module):
@@ -210,8 +210,19 @@ class SeanetStream:
         self._steps = [(layer, layer.open()) for layer in decoder.layers]
 
     def push(self, x: Tensor, last: bool) -> Tensor:
-        """Vectors [t,B,D] -> the sound [n,B,C] that is final now."""
-        for layer, state in self._steps:
+        """Vectors [B,t,D] -> the sound [B,n,C] that is final now."""
+        return self._run(0, x, last)
+
+    def _run(self, begin: int, x: Tensor, last: bool) -> Tensor:
+        """The layers from `begin` on; where a layer would make much at once, piece by piece."""
+        for i in range(begin, len(self._steps)):
+            layer, state = self._steps[i]
+            if isinstance(layer, Upsample):
+                rows = max(FEWEST_ROWS, PIECE // (x.shape[0] * layer.taps.bias.shape[0]))
+                if x.shape[1] > rows:
+                    pieces = x.split(rows, dim=1)
+                    ends = [last and k == len(pieces) - 1 for k in range(len(pieces))]
+                    return torch.cat([self._run(i, p, end) for p, end in zip(pieces, ends, strict=True)], dim=1)
             x = layer(x, state, last)
         return x
 
@@ -236,7 +247,7 @@ _KINDS = {"EncodecLSTM": Lstm, "EncodecConvTranspose1d": Upsample, "EncodecResne
 
 def _convolution(like: EncodecConv1d) -> tuple[Taps, int, int, bool]:
     """Its weights, and how much it pads on the left and on the right, and whether with the mirrored sound."""
-    taps = Taps(like.conv.weight.permute(2, 1, 0), like.conv.bias, like.conv.dilation[0])
+    taps = Taps(like.conv.weight.transpose(1, 2), like.conv.bias, like.conv.dilation[0])
     right = 0 if like.causal else taps.context // 2
     return taps, taps.context - right, right, like.pad_mode == "reflect"
 
@@ -246,4 +257,4 @@ def _fixed(weight: Tensor) -> nn.Parameter:
 
 
 def _nothing(x: Tensor, channels: int) -> Tensor:
-    return x.new_zeros(0, x.shape[1], channels)
+    return x.new_zeros(x.shape[0], 0, channels)

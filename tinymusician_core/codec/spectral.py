@@ -70,10 +70,10 @@ class ConvNeXtBlock(nn.Module):
         return self._add(x, self.conv(x.transpose(1, 2)).transpose(1, 2))
 
     def valid(self, x: Tensor) -> Tensor:
-        """The same without padding and with time first: [n + kernel - 1,B,D] -> [n,B,D]."""
+        """The same without padding: [B,n + kernel - 1,D] -> [B,n,D]."""
         conv = self.conv
-        y = F.conv1d(x.permute(1, 2, 0), conv.weight, conv.bias, groups=conv.groups).permute(2, 0, 1)
-        return self._add(x[conv.padding[0] :][: y.shape[0]], y)
+        y = F.conv1d(x.transpose(1, 2), conv.weight, conv.bias, groups=conv.groups).transpose(1, 2)
+        return self._add(x[:, conv.padding[0] :][:, : y.shape[1]], y)
 
     def _add(self, x: Tensor, y: Tensor) -> Tensor:
         return x + self.scale * self.down(F.gelu(self.up(self.norm(y))))
@@ -142,7 +142,7 @@ class SpectralDecoder(nn.Module):
         """Score [B,T,score_dim] and sound [B,T,latent_dim] vectors -> wave [B,1,T * samples_per_frame]."""
         c = self.config
         x = self.frame_block(self.from_score(score) + self.from_latent(latent))
-        x = self.widen(self.spread(x).reshape(x.shape[0], x.shape[1] * c.stride, 64))
+        x = self.spread_frames(x)
         for block in self.blocks:
             x = block(x)
         spectrum = self.spectrum(x).transpose(1, 2)
@@ -151,6 +151,10 @@ class SpectralDecoder(nn.Module):
             spectrum, c.n_fft, c.hop, window=self.window, center=True, length=score.shape[1] * c.samples_per_frame
         )
         return wave[:, None]
+
+    def spread_frames(self, x: Tensor) -> Tensor:
+        """Frames [B,t,D] -> STFT hops [B,t * stride,D]."""
+        return self.widen(self.spread(x).reshape(x.shape[0], x.shape[1] * self.config.stride, -1))
 
     def spectrum(self, x: Tensor) -> Tensor:
         """What the last block gave [...,D] -> complex STFT columns [...,bins]."""

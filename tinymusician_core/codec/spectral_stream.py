@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class SpectralStream:
-    """A spectral decoder and where each of its layers stands. Tensors are [t,B,...], time first."""
+    """A spectral decoder and where each of its layers stands."""
 
     def __init__(self, decoder: SpectralDecoder):
         self._decoder = decoder
@@ -26,11 +26,11 @@ class SpectralStream:
         """Codes [B,K,t], t may be 0 -> the sound [B,1,n] that is final now."""
         d = self._decoder
         x = self._run(d.frame_block, self._frame_window, self._frames(codes), last)
-        if x.shape[0]:
-            x = d.widen(d.spread(x).unflatten(2, (d.config.stride, -1)).transpose(1, 2).flatten(0, 1))
+        if x.shape[1]:
+            x = d.spread_frames(x)
         for block, window in zip(d.blocks, self._windows, strict=True):
             x = self._run(block, window, x, last)
-        wave = self._wave.push(d.spectrum(x), last) if x.shape[0] else x.new_zeros(codes.shape[0], 0)
+        wave = self._wave.push(d.spectrum(x), last) if x.shape[1] else x.new_zeros(codes.shape[0], 0)
         return wave.unsqueeze(1)
 
     def ready(self, frames: int) -> int:
@@ -44,14 +44,14 @@ class SpectralStream:
     def _frames(self, codes: Tensor) -> Tensor:
         d = self._decoder
         if not codes.shape[2]:
-            return d.window.new_zeros(0, codes.shape[0], d.config.decoder_dim)
+            return d.window.new_zeros(codes.shape[0], 0, d.config.decoder_dim)
         score, latent = d.look_up(codes)
-        return (d.from_score(score) + d.from_latent(latent)).transpose(0, 1)
+        return d.from_score(score) + d.from_latent(latent)
 
     @staticmethod
     def _run(block: ConvNeXtBlock, window: Window, x: Tensor, last: bool) -> Tensor:
         ready = window.push(x, last)
-        return block.valid(ready) if ready.shape[0] else ready
+        return block.valid(ready) if ready.shape[1] else ready
 
 
 class InverseStft:
@@ -67,12 +67,12 @@ class InverseStft:
         self._columns = self._given = 0
 
     def push(self, spectrum: Tensor, last: bool) -> Tensor:
-        """Complex columns [t,B,bins] -> the samples [B,n] that are final now; `hop` a column in all."""
-        self._columns += spectrum.shape[0]
+        """Complex columns [B,t,bins] -> the samples [B,n] that are final now; `hop` a column in all."""
+        self._columns += spectrum.shape[1]
         if last:
-            spectrum = torch.cat([spectrum, spectrum[-1:]])
+            spectrum = torch.cat([spectrum, spectrum[:, -1:]], dim=1)
         pieces = torch.fft.irfft(spectrum, self._n_fft) * self._window
-        squares = self._window.square().expand(pieces.shape[0], 1, -1)
+        squares = self._window.square().expand(1, pieces.shape[1], -1)
         waves, weights = self._waves.push(pieces, last), self._weights.push(squares, last)
         begin = max(0, self._n_fft // 2 - self._given)
         end = self._columns * self._hop + self._n_fft // 2 - self._given if last else waves.shape[1]

@@ -3,7 +3,7 @@
 Every convolution of a decoder keeps the few last inputs that its next outputs need (`Window`) and waits for the inputs
 to its right that its newest outputs need; padding is put at the two true ends of the music alone. So whatever the
 chunks, each layer sees exactly the numbers that it sees when everything is decoded in one go.
-Tensors here are time first, [T,B,...]: a stretch of time is then one block of memory.
+Tensors between layers are [B,t,C], channels last.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class CodecStream:
 
 
 class Window:
-    """The inputs of one convolution, [t,B,C], handed on in stretches that begin with the context they need.
+    """The inputs of one convolution, [B,t,C], handed on in stretches that begin with the context they need.
 
     Args:
         context: inputs that an output needs beside one, (kernel - 1) * dilation.
@@ -88,35 +88,37 @@ class Window:
         self._begun = False
 
     def push(self, x: Tensor, last: bool) -> Tensor:
-        """New inputs [t,B,C], t may be 0 -> [n + context,B,C] for the n outputs that are final now, or [0,B,C]."""
-        if self._held is not None:
-            x = torch.cat([self._held, x])
+        """New inputs [B,t,C], t may be 0 -> [B,n + context,C] for the n outputs that are final now, or [B,0,C]."""
+        parts = [x] if self._held is None else [self._held, x]
         missing = 0
         if not self._begun:
-            if x.shape[0] == 0 or (x.shape[0] < self._needed and not last):
+            x = _joined(parts)
+            if x.shape[1] == 0 or (x.shape[1] < self._needed and not last):
                 self._held = x
-                return x[:0]
-            missing = max(0, self._needed - x.shape[0])
-            x = torch.cat([x, _zeros(x, missing)]) if missing else x
-            x = torch.cat([self._mirror(x[1 : self._left + 1], self._left), x]) if self._left else x
+                return x[:, :0]
+            missing = max(0, self._needed - x.shape[1])
+            x = torch.cat([x, _zeros(x, missing)], dim=1) if missing else x
+            parts = [self._mirror(x[:, 1 : self._left + 1], self._left), x]
             self._begun = True
         if last and self._right:
-            x = torch.cat([x, self._mirror(x[-self._right - 1 : -1], self._right)])
-        return self._take(x[: x.shape[0] - missing])
+            x = _joined(parts)
+            parts = [x, self._mirror(x[:, -self._right - 1 : -1], self._right)]
+        x = _joined(parts)
+        return self._take(x[:, : x.shape[1] - missing])
 
     def ready(self, length: int) -> int:
         """How many outputs are final after `length` inputs, while more will come."""
         return max(0, length + self._left - self._context) if length >= self._needed else 0
 
     def _mirror(self, edge: Tensor, count: int) -> Tensor:
-        return edge.flip(0) if self._reflect else _zeros(edge, count)
+        return edge.flip(1) if self._reflect else _zeros(edge, count)
 
     def _take(self, x: Tensor) -> Tensor:
-        ready = x.shape[0] - self._context
+        ready = x.shape[1] - self._context
         if ready <= 0:
             self._held = x
-            return x[:0]
-        self._held = x[ready:].clone() if self._context else None
+            return x[:, :0]
+        self._held = x[:, ready:].clone() if self._context else None
         return x
 
 
@@ -128,18 +130,18 @@ class OverlapAdd:
         self._tail: Tensor | None = None
 
     def push(self, pieces: Tensor, last: bool) -> Tensor:
-        """Pieces [n,B,W] -> the samples [B,m] to which no later piece adds; with the last ones, all that is left."""
-        count, batch, width = pieces.shape
-        pieces = F.pad(pieces, (0, -width % self._hop)).unflatten(-1, (-1, self._hop))
+        """Pieces [B,n,W] -> the samples [B,m] to which no later piece adds; with the last ones, all that is left."""
+        batch, count, width = pieces.shape
+        pieces = F.pad(pieces, (0, -width % self._hop)).unflatten(2, (-1, self._hop))
         parts = pieces.shape[2]
-        blocks = pieces.new_zeros(count + parts - 1, batch, self._hop)
+        blocks = pieces.new_zeros(batch, count + parts - 1, self._hop)
         for part in range(parts):
-            blocks[part : part + count] += pieces[:, :, part]
+            blocks[:, part : part + count] += pieces[:, :, part]
         if self._tail is not None:
-            blocks[: parts - 1] += self._tail
-        final = blocks.shape[0] if last else count
-        self._tail = blocks[final:].clone()
-        return blocks[:final].transpose(0, 1).flatten(1)
+            blocks[:, : parts - 1] += self._tail
+        final = blocks.shape[1] if last else count
+        self._tail = blocks[:, final:].clone()
+        return blocks[:, :final].flatten(1)
 
 
 def lookahead(ready: Callable[[int], int], samples_per_frame: int) -> int:
@@ -156,5 +158,10 @@ def lookahead(ready: Callable[[int], int], samples_per_frame: int) -> int:
     return max(first - 1, -(-behind // samples_per_frame))
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    parts = [part for part in parts if part.shape[1]] or parts[:1]
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
 def _zeros(like: Tensor, count: int) -> Tensor:
-    return like.new_zeros(count, *like.shape[1:])
+    return like.new_zeros(like.shape[0], count, *like.shape[2:])
