@@ -56,8 +56,7 @@ class Process:
     def _take(self, order: dict | None) -> None:
         """An order came in: a cancel counts at once, and the end of the input ends this process."""
         if order is None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            os._exit(0)
+            self._leave()
         if order["do"] == "load":
             self._say(order, progress=asdict(Progress("loading", 0, 1, 0.0)))
         if order["do"] != "cancel":
@@ -69,10 +68,18 @@ class Process:
         if self._pipeline is None:
             self._say(order, error="Cancelled", message="stopped while the model was loading")
 
+    def _leave(self) -> None:
+        """End this process, whose parent is gone, and leave nothing behind."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(0)
+
     def _say(self, order: dict, **answer) -> None:
-        with self._writing:
-            self._answers.write(json.dumps({**answer, "id": order["id"]}).encode() + b"\n")
-            self._answers.flush()
+        try:
+            with self._writing:
+                self._answers.write(json.dumps({**answer, "id": order["id"]}).encode() + b"\n")
+                self._answers.flush()
+        except OSError:
+            self._leave()
 
     def _load(self, order: dict) -> dict:
         import torch

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..records import Cancelled
-from . import compare, compress, diagnose, generate
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,6 +23,8 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The command line with all its sub-commands; each sets `run`, which takes the parsed options."""
+    from . import compare, compress, diagnose, generate
+
     parser = Parser(prog="tinymusician", description="Text-to-music models small enough for the machine before you.")
     parser.add_argument("--version", action="version", version=f"tinymusician {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -41,8 +42,10 @@ def _one_line(error: BaseException) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (argparse itself leaves with 2)."""
-    options = build_parser().parse_args(argv)
+    command = "tinymusician"
     try:
+        options = build_parser().parse_args(argv)
+        command += f" {options.command}"
         return options.run(options)
     except Cancelled as error:
         code, says = 130, _one_line(error)
@@ -52,5 +55,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, says = 1, _one_line(error)
     except KeyboardInterrupt:
         code, says = 130, "stopped"
-    print(f"tinymusician {options.command}: {says}", file=sys.stderr)
+    print(f"{command}: {says}", file=sys.stderr)
     return code
