@@ -4,9 +4,8 @@
   const clock = (s) => `${Math.floor(s / 60)}:${String(Math.floor(s % 60)).padStart(2, "0")}`;
   const playerOf = (node) => node && node.closest && node.closest(".tm-player");
   const audioOf = (player) => player.querySelector("audio");
-  const isLive = (player) => "live" in player.dataset;
   const lengthOf = (player) => audioOf(player).duration || Number(player.dataset.seconds) || 0;
-  const positionOf = (player) => (isLive(player) ? window.tmLive.at(player) : audioOf(player).currentTime);
+  const positionOf = (player) => (window.tmSound.plays(player) ? window.tmSound.at(player) : audioOf(player).currentTime);
 
   function heard(audio) {
     let total = 0;
@@ -32,7 +31,7 @@
   }
 
   function draw(player) {
-    if (!isLive(player)) show(player, audioOf(player).currentTime, !audioOf(player).paused);
+    if (!window.tmSound.plays(player)) show(player, audioOf(player).currentTime, !audioOf(player).paused);
   }
 
   function loop(player) {
@@ -44,7 +43,7 @@
 
   function seek(player, part) {
     const seconds = Math.max(0, Math.min(1, part)) * lengthOf(player);
-    if (isLive(player)) return window.tmLive.seek(player, seconds);
+    if (window.tmSound.plays(player)) return window.tmSound.seek(player, seconds);
     audioOf(player).currentTime = seconds;
     draw(player);
   }
@@ -78,7 +77,7 @@
     if (!player) return;
     if (event.target.closest(".tm-play")) {
       const audio = audioOf(player);
-      if (isLive(player)) window.tmLive.toggle(player);
+      if (window.tmSound.plays(player)) window.tmSound.toggle(player);
       else if (audio.paused) audio.play().catch(() => player.classList.add("is-broken"));
       else audio.pause();
     }
@@ -121,7 +120,7 @@
     const player = playerOf(event.target);
     if (!player) return;
     document.querySelectorAll(".tm-player audio").forEach((other) => other !== event.target && other.pause());
-    window.tmLive.yield(event.target);
+    window.tmSound.yield(event.target);
     loop(player);
   }, true);
   ["pause", "ended", "timeupdate", "loadedmetadata"].forEach((name) =>

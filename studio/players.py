@@ -25,18 +25,21 @@ def file_url(path: Path) -> str:
 def player(
     url: str, label: str, seconds: float, picture: str = "", side: str = "", extra: str = "", loop: bool = False
 ) -> str:
-    """A play button, a position bar, the time and `extra`; without `picture`, a spectrogram mask, the bar is plain."""
+    """A play button, a position bar, the time and `extra`; without `picture`, a spectrogram mask, the bar is plain.
+
+    A loop is played by sound.js, for the gap that an audio element leaves.
+    """
     image = ""
     if picture:
         marks = "".join(f'<i style="bottom:{100 * at:.1f}%">{name}</i>' for at, name in plots.axis_marks())
         image = f'<div class="tm-spectrum" style="--mask:url({picture})"></div><div class="tm-axis">{marks}</div>'
-    sound = f'src="{escape(url)}"{" loop" if loop else ""}'
-    data = f'data-side="{side}"'
+    sound = "" if loop else f'preload="auto" src="{escape(url)}"'
+    data = f'data-loop="{escape(url)}"' if loop else f'data-side="{side}"'
     return _player(label, seconds, "" if picture else "is-plain", data, sound, image, extra)
 
 
 def live_player(heard: Heard, label: str, whole: bool) -> str:
-    """The player of a clip that is still being made: preview.js fetches the sound; `whole` says that no more comes."""
+    """The player of a clip that is still being made: sound.js fetches the sound; `whole` says that no more comes."""
     data = (
         f'data-live="{escape(file_url(heard.path))}" data-rate="{heard.sample_rate_hz}"'
         f' data-channels="{heard.channels}" data-made="{heard.samples}" data-whole="{int(whole)}"'
@@ -56,7 +59,7 @@ def download(path: Path, text: str, kind: str = "") -> str:
 def _player(label: str, seconds: float, kind: str, data: str, sound: str, image: str, extra: str) -> str:
     return (
         f'<div class="tm-player {kind}" data-label="{escape(label)}" data-seconds="{seconds:.3f}" {data}>'
-        f'<audio preload="auto" {sound}></audio>'
+        f'<audio {sound}></audio>'
         f'<div class="tm-bar" role="slider" tabindex="0" aria-label="Position in {escape(label)}" aria-valuemin="0"'
         f' aria-valuemax="{seconds:.1f}" aria-valuenow="0">{image}<div class="tm-line"></div></div>'
         f'<div class="tm-transport"><button type="button" class="tm-play" aria-label="Play {escape(label)}">'

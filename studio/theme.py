@@ -14,7 +14,7 @@ from gradio.themes.utils.sizes import Size
 
 HERE = Path(__file__).parent
 CSS = HERE / "studio.css"
-SCRIPTS = (HERE / "preview.js", HERE / "player.js")
+SCRIPTS = (HERE / "sound.js", HERE / "player.js")
 FAVICON = HERE / "favicon.svg"
 
 SANS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Liberation Sans", "sans-serif")

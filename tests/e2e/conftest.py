@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from studio_bench import give_encoder
 
 REPO = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240
@@ -59,6 +60,7 @@ def family_of_three(tiny_family, tmp_path_factory) -> Path:
     """An assets folder in which all three of the demo family are there: `quantized` is a copy of the tiny student."""
     assets = tmp_path_factory.mktemp("family")
     shutil.copytree(tiny_family, assets / "models")
+    give_encoder(assets / "models")
     if not (assets / "models" / "quantized").is_dir():
         shutil.copytree(assets / "models" / "student", assets / "models" / "quantized")
     return assets
