@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 import tinymusician_core as tm
+from tinymusician_core.audio import write_wav
 from tinymusician_core.measure import memory
-from tinymusician_core.measure.bench import compare, measure
+from tinymusician_core.measure.bench import StoppedMeasuring, compare, measure
 from tinymusician_core.measure.timing import spread, summarise
-from tinymusician_core.records import Cancelled, SamplingSpec, Timing
+from tinymusician_core.records import Cancelled, SamplingSpec, Timing, Waveform
 
 PROMPT = "a calm piano waltz"
 SPEC = SamplingSpec(seconds=1, seed=3)
@@ -85,11 +86,81 @@ def test_measure_fills_every_figure(tiny_family):
     assert list(dict.fromkeys(stages)) == ["loading", "warm-up", "text", "lm", "codec"]
 
 
-def test_compare_plays_the_same_prompt_with_each(demo_family):
+def test_the_first_run_that_counts_is_heard_while_it_is_made(tiny_family):
     heard = []
-    both = compare(
-        PROMPT, ["teacher", "student"], SPEC, warm_up=False, on_progress=lambda model, _: heard.append(model)
+    measured = measure(
+        str(tiny_family / "student"), PROMPT, SPEC, runs=2, on_audio=lambda chunk, rate: heard.append((chunk, rate))
     )
+    np.testing.assert_array_equal(np.concatenate([chunk for chunk, _ in heard], axis=1), measured.clip.audio)
+    assert {rate for _, rate in heard} == {measured.clip.sample_rate_hz}
+
+
+def test_a_stop_keeps_the_run_that_was_under_way(tiny_family):
+    heard = []
+    with pytest.raises(StoppedMeasuring) as caught:
+        measure(
+            str(tiny_family / "student"),
+            PROMPT,
+            SamplingSpec(seconds=600, seed=3),
+            warm_up=False,
+            on_audio=lambda chunk, _: heard.append(chunk),
+            should_stop=lambda: len(heard) >= 2,
+        )
+    measured = caught.value.measured
+    assert caught.value.clip is measured.clip
+    assert measured.made_s == pytest.approx(measured.clip.seconds)
+    assert 1 < measured.made_s < 100
+    assert None not in measured.figures.as_dict().values()
+    assert measured.figures.runs == 1
+    total_s = measured.figures.total_s
+    assert measured.figures.x_realtime == pytest.approx(measured.made_s / total_s)
+
+
+def test_a_stop_in_a_later_run_keeps_the_runs_that_are_whole(tiny_family):
+    seen = []
+
+    def in_second_run():
+        return sum(progress.stage == "text" and progress.done == 0 for progress in seen) == 2
+
+    with pytest.raises(StoppedMeasuring) as caught:
+        measure(
+            str(tiny_family / "student"), PROMPT, SPEC, 3, False, on_progress=seen.append, should_stop=in_second_run
+        )
+    assert caught.value.measured.figures.runs == 1
+    assert caught.value.clip.seconds == pytest.approx(1)
+
+
+def test_a_stop_while_warming_up_keeps_nothing(tiny_family):
+    seen = []
+    with pytest.raises(Cancelled, match="stopped while warming up|before any music") as caught:
+        measure(
+            str(tiny_family / "student"), PROMPT, SPEC, on_progress=seen.append,
+            should_stop=lambda: any(progress.stage == "warm-up" for progress in seen),
+        )  # fmt: skip
+    assert not isinstance(caught.value, StoppedMeasuring)
+    assert caught.value.clip is None
+
+
+def test_speed_counts_new_music_alone(tiny_musicgen, tmp_path):
+    path = write_wav(tmp_path / "noise.wav", Waveform(np.zeros((2, 44100)) + 0.1, 44100))
+    measured = measure(str(tiny_musicgen), PROMPT, SPEC, 1, False, continue_from=path)
+    assert measured.clip.seconds == pytest.approx(2, abs=0.03)
+    assert measured.made_s == pytest.approx(1)
+    assert measured.figures.x_realtime == pytest.approx(1 / measured.figures.total_s)
+
+
+def test_compare_plays_the_same_prompt_with_each(demo_family):
+    heard, chunks = [], {"teacher": [], "student": []}
+    both = compare(
+        PROMPT,
+        ["teacher", "student"],
+        SPEC,
+        warm_up=False,
+        on_progress=lambda model, _: heard.append(model),
+        on_audio=lambda model, chunk, rate: chunks[model].append(chunk),
+    )
+    for measured in both:
+        np.testing.assert_array_equal(np.concatenate(chunks[measured.clip.model], axis=1), measured.clip.audio)
     assert [measured.clip.model for measured in both] == ["teacher", "student"]
     assert {measured.clip.prompt for measured in both} == {PROMPT}
     assert list(dict.fromkeys(heard)) == ["teacher", "student"]
