@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from studio.orders import Form, Job, Made, Order, Watch
+from studio.store import ClipRow
 from studio.takes import Bench, Card
 from tinymusician_core.records import Cancelled, Clip, Figures, Progress, SamplingSpec, Timing, Waveform
 
@@ -66,3 +67,8 @@ def perform(bench: Bench, *models: str, form: Form | None = None, **settings) ->
 
 def ended(cards_seen: list[Card]) -> dict[str, Card]:
     return {card.model: card for card in cards_seen if card.state != "working"}
+
+
+def row(number: int, model: str) -> ClipRow:
+    """A clip's row in the history."""
+    return ClipRow(number, 1, 0.0, model, f"hash-of-{model}", f"clips/{model}.wav", 2.0, FIGURES.as_dict())

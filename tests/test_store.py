@@ -115,6 +115,43 @@ def test_a_file_that_is_no_history_is_named(tmp_path):
         Store(tmp_path)
 
 
+OLD = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE takes (
+    id INTEGER PRIMARY KEY, created_at REAL NOT NULL, prompt TEXT NOT NULL, settings TEXT NOT NULL,
+    models TEXT NOT NULL, blind INTEGER NOT NULL);
+CREATE TABLE clips (
+    id INTEGER PRIMARY KEY, take_id INTEGER NOT NULL REFERENCES takes(id), created_at REAL NOT NULL,
+    model TEXT NOT NULL, model_hash TEXT NOT NULL, file TEXT NOT NULL, audio_s REAL NOT NULL, figures TEXT NOT NULL);
+CREATE TABLE votes (pair TEXT PRIMARY KEY);
+INSERT INTO meta VALUES ('seed', 'an old seed');
+INSERT INTO takes VALUES (1, 5.0, 'an old waltz', '{}', '["teacher"]', 0);
+INSERT INTO clips VALUES (1, 1, 6.0, 'teacher', 'h', 'clips/old.wav', 8.0, '{"x_realtime": 2.0}');
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_history_of_the_first_studio_is_taken_over(tmp_path):
+    db = sqlite3.connect(tmp_path / FILE_NAME)
+    db.executescript(OLD)
+    db.close()
+    store = Store(tmp_path)
+    (take,) = store.takes()
+    assert (take.prompt, take.form, take.clips[0].stopped) == ("an old waltz", {}, False)
+    assert store.seed() == "an old seed"
+    store.add_clip(take.id, "student", "h", "clips/new.wav", 2.5, {}, stopped=True)
+    assert [clip.stopped for clip in Store(tmp_path).take(take.id).clips] == [False, True]
+
+
+def test_the_last_figures_are_those_of_whole_pieces_from_a_prompt_alone(store):
+    plain = store.add_take("a waltz", SETTINGS, ("teacher",))
+    loop = store.add_take("a waltz", SETTINGS, ("teacher",), form={"loop": True})
+    for take, speed, stopped in ((plain, 1.0, False), (plain, 2.0, False), (plain, 3.0, True), (loop, 4.0, False)):
+        store.add_clip(take, "teacher", "h", "clips/x.wav", 2.0, {"x_realtime": speed}, stopped)
+    assert store.take(loop).form == {"loop": True}
+    assert store.last_figures() == {"teacher": {"x_realtime": 2.0}}
+
+
 def test_a_history_of_a_newer_studio_is_left_alone(store, tmp_path):
     db = sqlite3.connect(store.path)
     db.execute("PRAGMA user_version = 99")

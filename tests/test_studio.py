@@ -1,17 +1,16 @@
 """What the studio shows, without a browser: words and figures, pictures, cards, and pages that give nothing away."""
 
-import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from studio_bench import FIGURES, RATE, ended, perform, play, tone
+from studio_bench import FIGURES, RATE, ended, perform, play, row, tone
 
-from studio import app, ballots, cards, core, plots, wording
+from studio import app, ballots, cards, core, wording
 from studio.blind import BlindFiles
 from studio.players import file_url
-from studio.store import ClipRow, Take
+from studio.store import Take
 from studio.takes import Bench, Card
 from studio.trial import Pair, Preference, Vote, pairs_of
 from tinymusician_core import audio
@@ -109,39 +108,7 @@ def test_a_long_wait_is_estimated_from_what_was_measured_and_says_so():
     assert wording.estimate(30, {"quantized": 3}, {}) == ""
 
 
-# pictures
-
-
-def test_a_note_stands_at_its_height_in_the_spectrogram():
-    for hz in (110.0, 440.0, 1760.0):
-        levels = plots.spectrogram(tone("teacher", hz=hz).audio, RATE)
-        assert levels.shape == (plots.ROWS, plots.COLUMNS)
-        row = levels[:, plots.COLUMNS // 2].argmax()
-        height = (plots.ROWS - row - 0.5) / plots.ROWS
-        found = plots.LOW_HZ * math.exp(height * math.log(plots.HIGH_HZ / plots.LOW_HZ))
-        assert found == pytest.approx(hz, rel=0.04)
-
-
-def test_silence_and_a_single_sample_have_a_picture_too():
-    assert plots.spectrogram(np.zeros((2, 4000), dtype=np.float32), RATE).max() == 0
-    assert plots.spectrogram(np.ones((1, 1), dtype=np.float32), RATE).shape == (plots.ROWS, plots.COLUMNS)
-
-
-def test_a_mask_is_transparent_where_there_is_nothing():
-    from io import BytesIO
-
-    from PIL import Image
-
-    picture = Image.open(BytesIO(plots.mask_png(np.array([[0.0, 1.0]]))))
-    assert (picture.mode, picture.size) == ("LA", (2, 1))
-    assert list(picture.getchannel("A").tobytes()) == [0, 255]
-
-
 # markup
-
-
-def row(number: int, model: str) -> ClipRow:
-    return ClipRow(number, 1, 0.0, model, f"hash-of-{model}", f"clips/{model}.wav", 2.0, FIGURES.as_dict())
 
 
 def test_what_a_person_typed_is_escaped(bench):

@@ -1,6 +1,7 @@
 """Blind trials: who is paired with whom, an order that tells nothing, votes that count, and honest intervals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -30,6 +31,15 @@ def test_three_models_make_three_pairs():
     met = {frozenset((pair.a.model, pair.b.model)) for pair in pairs}
     assert len(pairs) == 3
     assert met == {frozenset(two) for two in (FAMILY[:2], FAMILY[1:], FAMILY[::2])}
+
+
+def test_what_was_stopped_looped_or_continued_is_not_judged():
+    whole = take(1, ["teacher", "student"])
+    stopped = replace(take(2, ["student"]), clips=(replace(clip(20, "student"), stopped=True),))
+    (pair,) = pairs_of([whole, stopped], SEED)
+    assert {pair.a.id, pair.b.id} == {10, 11}  # the whole clip, though the stopped one is newer
+    for form in ({"loop": True}, {"source": "sources/1/riff.wav", "source_s": 2.0}):
+        assert pairs_of([replace(whole, form=form)], SEED) == []
 
 
 def test_only_clips_of_the_same_prompt_and_settings_meet():
