@@ -112,11 +112,11 @@ def test_text_keys_and_values_are_computed_once_a_prompt():
 def test_full_text_needs_no_mask_and_padding_does_not_weigh_in():
     decoder = make_decoder()
     states, mask = make_text(decoder)
-    assert decoder.prepare(states, mask, 1).cross_mask is None
+    assert decoder.prepare(states, mask, 1).text.mask is None
     padded = torch.cat([states, torch.full((1, 2, 16), 1e3)], dim=1)
     padded_mask = torch.tensor([[1, 1, 1, 1, 0, 0]])
     tokens = torch.zeros(1, 3, 2, dtype=torch.long)
-    assert decoder.prepare(padded, padded_mask, 1).cross_mask is not None
+    assert decoder.prepare(padded, padded_mask, 1).text.mask is not None
     torch.testing.assert_close(decoder.logits(tokens, padded, padded_mask), decoder.logits(tokens, states, mask))
 
 

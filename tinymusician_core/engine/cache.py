@@ -1,64 +1,112 @@
 """The static cache of one generation: every key and value has its place before the first step.
 
-L layers, B batch, H heads, S text tokens, d width of one head. Nothing is allocated while tokens are made.
+L layers, R rows of the batch, C capacity, S text tokens, D width. Positions lie one after the other, all heads side by
+side, so that a step reads what is filled in order. Nothing is allocated while tokens are made.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class LayerView(NamedTuple):
-    """What one layer needs for `n` new positions: where to write, what is filled, and the text's keys and values."""
+@dataclass(frozen=True, eq=False)
+class Text:
+    """What the layers attend to beside the music, computed once a prompt.
 
-    write: Tensor  # [2,B,H,n,d], a view into the cache
-    keys: Tensor  # [B,H,filled,d]
-    values: Tensor  # [B,H,filled,d]
-    cross_keys: Tensor  # [B,H,S,d]
-    cross_values: Tensor  # [B,H,S,d]
+    Attributes:
+        keys, values: for each layer [R,S,D], each row's own tokens first.
+        lengths: int64 [R] on the CPU, tokens of each row; 0 is unconditional.
+        mask: bool [R,1,1,S], or None where no row is padded part of the way.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    lengths: Tensor
+    mask: Tensor | None
+
+
+class LayerView(NamedTuple):
+    """What one layer needs for `n` new positions: where to write, and what is filled with them."""
+
+    write: Tensor  # [2,R,n,D], a view into the cache
+    keys: Tensor  # [R,filled,D]
+    values: Tensor  # [R,filled,D]
 
 
 class Cache:
     """Keys and values of all layers, with room for `capacity` positions; made by `Decoder.prepare`.
 
     Attributes:
-        length: positions filled so far.
-        cross_mask: bool [B,1,1,S], or None where no row of text is padded part of the way.
+        length: positions filled so far, those of a text that stands before the music not counted.
+        text: what the layers attend to beside it; None in a model whose text stands before the music.
+        fused: the compiled step over this cache, where the machine has one.
     """
 
-    def __init__(self, cross: list[tuple[Tensor, Tensor]], cross_mask: Tensor | None, capacity: int):
+    def __init__(
+        self,
+        layers: int,
+        rows: int,
+        width: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        text: Text | None,
+    ):
         if capacity < 1:
             raise ValueError(f"a cache needs room for at least 1 position, got {capacity}")
-        keys = cross[0][0]
-        batch, heads, _, width = keys.shape
-        self.capacity = capacity
-        self.length = 0
-        self.cross_mask = cross_mask
-        self._cross = cross
-        self._layers = len(cross)
-        self._store = torch.zeros(2 * self._layers, batch, heads, capacity, width, dtype=keys.dtype, device=keys.device)
-        self._pairs = self._store.view(self._layers, 2, batch, heads, capacity, width)
+        self.text = text
+        self.fused: Callable[[Tensor, int], Tensor] | None = None
+        self.store = torch.zeros(layers, 2, rows, capacity, width, dtype=dtype, device=device)
+        self._filled = self._start = 0
+
+    @property
+    def length(self) -> int:
+        return self._filled - self._start
+
+    @property
+    def filled(self) -> int:
+        """Positions filled, those of a text before the music included."""
+        return self._filled
+
+    @property
+    def capacity(self) -> int:
+        """Positions of music that there is room for."""
+        return self.store.shape[3] - self._start
 
     @property
     def bytes(self) -> int:
         """Memory held by the keys and values of the music itself."""
-        return self._store.numel() * self._store.element_size()
+        return self.store.numel() * self.store.element_size()
 
-    def take(self, positions: int) -> list[LayerView]:
-        """Claim the next `positions` places, and return each layer's views of them.
+    def rewind(self, length: int = 0) -> None:
+        """Forget the music after `length` positions; the text stays."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"the cache holds {self.length} positions, it cannot go back to {length}")
+        self._filled = self._start + length
+
+    def keep_as_text(self) -> None:
+        """What is filled now is the text before the music: `rewind` keeps it, `length` leaves it out."""
+        self._start = self._filled
+
+    def claim(self, positions: int) -> int:
+        """Take the next `positions` places; returns the first of them.
 
         Raises:
             ValueError: the cache has no room left for them.
         """
-        end = self.length + positions
-        if end > self.capacity:
-            raise ValueError(f"the cache has room for {self.capacity} positions, {end} were asked for")
-        write = self._pairs.narrow(4, self.length, positions).unbind(0)
-        filled = self._store.narrow(3, 0, end).unbind(0)
-        self.length = end
-        return [
-            LayerView(write[i], filled[2 * i], filled[2 * i + 1], *self._cross[i]) for i in range(self._layers)
-        ]
+        end = self._filled + positions
+        if end > self.store.shape[3]:
+            raise ValueError(f"the cache has room for {self.capacity} positions, {end - self._start} were asked for")
+        self._filled = end
+        return end - positions
+
+    def views(self, first: int) -> list[LayerView]:
+        """Each layer's views, the positions from `first` to the last one filled being new."""
+        write = self.store.narrow(3, first, self._filled - first).unbind(0)
+        filled = self.store.narrow(3, 0, self._filled)
+        return [LayerView(write[i], filled[i, 0], filled[i, 1]) for i in range(len(write))]

@@ -3,79 +3,23 @@ fused qkv, one product for all heads, and a static cache.
 
 Every matrix product is an `nn.Linear` called as a module and every lookup an `nn.Embedding`, so that a quantization
 plan can swap any of them by name; forward passes never read a `.weight`.
-B batch, K codebooks, T frames, S text tokens, D width, V codebook size, H heads.
+R rows of the batch, K codebooks, T frames, S text tokens, D width, V codebook size, H heads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..delay import pattern
-from .cache import Cache, LayerView
+from .cache import Cache, LayerView, Text
+from .config import ACTIVATIONS, DecoderConfig
+from .fused import FusedStep
 from .linear import StepLinear
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The shape of a MusicGen decoder; `from_dict` reads a transformers MusicgenDecoderConfig."""
-
-    width: int
-    layers: int
-    heads: int
-    ffn: int
-    codebooks: int
-    entries: int
-    pad: int
-    audio_channels: int = 1
-    activation: str = "gelu"
-
-    def __post_init__(self):
-        for name in ("width", "layers", "heads", "ffn", "codebooks", "entries"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"the decoder's {name} must be a whole number above 0, got {getattr(self, name)!r}")
-        if self.width % self.heads or self.width % 2 or self.width < 4:
-            raise ValueError(
-                "the decoder's width must be even, 4 or more and a multiple of its heads, "
-                f"got a width of {self.width} and {self.heads} heads"
-            )
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"the activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        if self.pad != self.entries:
-            raise ValueError(f"the padding token must follow the {self.entries} codebook entries, got {self.pad}")
-        pattern(self.codebooks, self.audio_channels)
-
-    @classmethod
-    def from_dict(cls, config: Mapping) -> DecoderConfig:
-        """Read the fields of a MusicgenDecoderConfig; ValueError names the first that is missing."""
-        names = {
-            "width": "hidden_size",
-            "layers": "num_hidden_layers",
-            "heads": "num_attention_heads",
-            "ffn": "ffn_dim",
-            "codebooks": "num_codebooks",
-            "entries": "vocab_size",
-            "pad": "pad_token_id",
-        }
-        for field in names.values():
-            if config.get(field) is None:
-                raise ValueError(f"the decoder's configuration lacks {field}")
-        return cls(
-            **{ours: config[theirs] for ours, theirs in names.items()},
-            audio_channels=config.get("audio_channels", 1),
-            activation=config.get("activation_function", "gelu"),
-        )
-
-    @property
-    def delays(self) -> tuple[int, ...]:
-        return pattern(self.codebooks, self.audio_channels)
+POSITIONS = 2048
 
 
 def sinusoids(positions: int, width: int) -> Tensor:
@@ -87,68 +31,60 @@ def sinusoids(positions: int, width: int) -> Tensor:
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, attention to the text, feed-forward; each after a layer norm and around a residual."""
+    """Self-attention, attention to the text, feed-forward; each after a layer norm and around a residual.
+
+    A layer of a model whose text stands before the music has no attention to the text.
+    """
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
         width = config.width
         self.heads, self.head_width = config.heads, width // config.heads
         self.activation = ACTIVATIONS[config.activation]
+        self.crosses = config.text == "cross"
         self.self_norm = nn.LayerNorm(width)
         self.qkv = StepLinear(width, 3 * width)
         self.out = StepLinear(width, width)
-        self.cross_norm = nn.LayerNorm(width)
-        self.cross_q = StepLinear(width, width)
-        self.cross_kv = StepLinear(width, 2 * width)
-        self.cross_out = StepLinear(width, width)
+        if self.crosses:
+            self.cross_norm = nn.LayerNorm(width)
+            self.cross_q = StepLinear(width, width)
+            self.cross_kv = StepLinear(width, 2 * width)
+            self.cross_out = StepLinear(width, width)
         self.ffn_norm = nn.LayerNorm(width)
         self.fc1 = StepLinear(width, config.ffn)
         self.fc2 = StepLinear(config.ffn, width)
 
-    def text_keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B,H,S,d] of text states [B,S,D]."""
-        batch, tokens, width = states.shape
-        pair = self.cross_kv(states.reshape(-1, width)).view(batch, tokens, 2, self.heads, self.head_width)
-        keys, values = pair.permute(2, 0, 3, 1, 4).unbind(0)
-        return keys.contiguous(), values.contiguous()
+    def _split(self, y: Tensor) -> Tensor:
+        """[R,T,D] -> [R,H,T,D/H], a view."""
+        return y.unflatten(2, (self.heads, self.head_width)).transpose(1, 2)
 
-    def step(self, x: Tensor, view: LayerView, cross_mask: Tensor | None) -> Tensor:
-        """One position: x [B,D] -> [B,D], changed in place; its keys and values go into the cache."""
-        batch, width = x.shape
-        qkv = self.qkv(self.self_norm(x)).view(batch, 3, self.heads, 1, self.head_width).transpose(0, 1)
-        view.write.copy_(qkv[1:])
-        mixed = F.scaled_dot_product_attention(qkv[0], view.keys, view.values)
-        x += self.out(mixed.reshape(batch, width))
-        query = self.cross_q(self.cross_norm(x)).view(batch, self.heads, 1, self.head_width)
-        mixed = F.scaled_dot_product_attention(query, view.cross_keys, view.cross_values, cross_mask)
-        x += self.cross_out(mixed.reshape(batch, width))
-        x += self.fc2(self.activation(self.fc1(self.ffn_norm(x))))
-        return x
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """query [R,T,D], keys and values [R,S,D] in any float type -> [R*T,D] in the query's."""
+        keys, values = self._split(keys.to(query.dtype)), self._split(values.to(query.dtype))
+        mixed = F.scaled_dot_product_attention(self._split(query), keys, values, mask)
+        return mixed.transpose(1, 2).reshape(-1, query.shape[2])
 
-    def span(self, x: Tensor, mask: Tensor | None, cross: tuple, cross_mask: Tensor | None, view: LayerView | None):
-        """Several positions: x [B,T,D] -> [B,T,D]. With a view, earlier positions are read from the cache."""
-        batch, positions, width = x.shape
+    def span(self, x: Tensor, mask: Tensor | None, text: tuple | None, view: LayerView | None) -> Tensor:
+        """Several positions: x [R,T,D] -> [R,T,D].
 
-        def split(y: Tensor, parts: int) -> tuple[Tensor, ...]:
-            y = y.view(batch, positions, parts, self.heads, self.head_width)
-            return y.permute(2, 0, 3, 1, 4).unbind(0)
-
-        def merge(y: Tensor) -> Tensor:
-            return y.transpose(1, 2).reshape(-1, width)
-
-        flat = x.reshape(-1, width)
-        query, keys, values = split(self.qkv(self.self_norm(flat)), 3)
+        Args:
+            x: the residual stream.
+            mask: bool [T, filled], what each position sees.
+            text: keys and values [R,S,D] and their mask; None in a layer that has no attention to the text.
+            view: where earlier positions are read and these are written; None for neither.
+        """
+        shape = x.shape
+        flat = x.reshape(-1, shape[2])
+        query, keys, values = self.qkv(self.self_norm(flat)).view(*shape[:2], 3, shape[2]).unbind(2)
         if view is not None:
             view.write.copy_(torch.stack((keys, values)))
             keys, values = view.keys, view.values
-        flat = flat + self.out(merge(F.scaled_dot_product_attention(query, keys, values, mask)))
-        (query,) = split(self.cross_q(self.cross_norm(flat)), 1)
-        flat = flat + self.cross_out(merge(F.scaled_dot_product_attention(query, *cross, cross_mask)))
+        flat = flat + self.out(self._attend(query, keys, values, mask))
+        if text is not None:
+            query = self.cross_q(self.cross_norm(flat)).view(shape)
+            flat = flat + self.cross_out(self._attend(query, *text))
         flat = flat + self.fc2(self.activation(self.fc1(self.ffn_norm(flat))))
-        return flat.view(batch, positions, width)
-
-
-POSITIONS = 2048
+        return flat.view(shape)
 
 
 class Decoder(nn.Module):
@@ -161,95 +97,146 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
-        self.embeddings = nn.ModuleList(
-            nn.Embedding(config.entries + 1, config.width) for _ in range(config.codebooks)
-        )
+        self.embeddings = nn.ModuleList(nn.Embedding(config.entries + 1, config.width) for _ in range(config.codebooks))
+        if config.prefix:
+            self.prefix = nn.Embedding(1, config.width)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.heads = StepLinear(config.width, config.codebooks * config.entries)
         self.register_buffer("positions", sinusoids(POSITIONS, config.width), persistent=False)
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """The type of keys and values: bfloat16 beside packed weights, otherwise that of the arithmetic."""
+        packed = any(getattr(layer.qkv, "compact", False) for layer in self.layers)
+        return torch.bfloat16 if packed else self.positions.dtype
 
     def _room_for(self, positions: int) -> None:
         if positions > self.positions.shape[0]:
             with torch.inference_mode(False):
                 self.positions = sinusoids(positions, self.config.width).to(self.positions)
 
-    def _text(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Zero the padding of states [B,S,D]; the mask bool [B,1,1,S] stays only where padding would weigh in.
-
-        A row without any text has zero keys and values: what it attends to is zero, with a mask or without.
-        """
+    def _states(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Text states [R,S,D], zero where the mask is, and the mask as bool [R,S]."""
         if states.ndim != 3 or states.shape[2] != self.config.width or mask.shape != states.shape[:2]:
             raise ValueError(
                 f"text states must be [batch, tokens, {self.config.width}] with a mask [batch, tokens], "
                 f"got {tuple(states.shape)} and {tuple(mask.shape)}"
             )
         keep = mask.to(device=states.device, dtype=torch.bool)
-        states = (states * keep.unsqueeze(2)).to(self.positions.dtype)
-        keep = keep | ~keep.any(dim=1, keepdim=True)
-        return states, None if bool(keep.all()) else keep[:, None, None, :]
+        return (states * keep.unsqueeze(2)).to(self.positions.dtype), keep
 
-    def _embed(self, tokens: Tensor, start: int) -> Tensor:
-        """tokens [B,K,T] -> [B,T,D], the positions counted from `start`."""
+    def _text(self, states: Tensor, keep: Tensor) -> Text:
+        """Every layer's keys and values of the text, each row's own tokens moved to the front.
+
+        A row without any text has zero keys and values: what it attends to is zero.
+        """
+        lengths = keep.sum(1)
+        order = (~keep).to(torch.int8).argsort(dim=1, stable=True)
+        states = states.gather(1, order.unsqueeze(2).expand_as(states))
+        kept = torch.arange(keep.shape[1], device=keep.device) < lengths.unsqueeze(1)
+        ragged = bool((kept.any(1) & ~kept.all(1)).any())
+        mask = (kept | ~kept.any(1, keepdim=True))[:, None, None, :] if ragged else None
+        keys, values = [], []
+        for layer in self.layers:
+            pair = layer.cross_kv(states.flatten(0, 1)).view(*states.shape[:2], 2, -1)
+            keys.append(pair[:, :, 0].contiguous())
+            values.append(pair[:, :, 1].contiguous())
+        return Text(tuple(keys), tuple(values), lengths.cpu(), mask)
+
+    def _before(self, states: Tensor, keep: Tensor) -> Tensor:
+        """What stands before the music [R,P+S,D] in a model of the "prepend" kind, its positions not yet added.
+
+        Nothing is masked there, so rows with text must have the same number of tokens.
+        """
+        if bool((keep.any(1) & ~keep.all(1)).any()):
+            raise ValueError("this model puts the text before the music: all prompts of a batch need as many tokens")
+        if not self.config.prefix:
+            return states
+        place = torch.zeros(states.shape[0], self.config.prefix, dtype=torch.long, device=states.device)
+        return torch.cat([self.prefix(place).to(states.dtype), states], dim=1)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """tokens [R,K,T] -> [R,T,D], without positions."""
         x = self.embeddings[0](tokens[:, 0])
         for k in range(1, self.config.codebooks):
             x = x + self.embeddings[k](tokens[:, k])
-        return x + self.positions[start : start + tokens.shape[2]]
+        return x
 
-    def _span(self, tokens: Tensor, cross: list, cross_mask: Tensor | None, views: list, start: int) -> Tensor:
-        batch, codebooks, count = tokens.shape
-        x = self._embed(tokens, start)
-        mask = torch.ones(count, start + count, dtype=torch.bool, device=tokens.device).tril(start)
-        for layer, pair, view in zip(self.layers, cross, views, strict=True):
-            x = layer.span(x, mask, pair, cross_mask, view)
-        logits = self.heads(self.norm(x).view(batch * count, -1)).view(batch, count, codebooks, -1)
+    def _span(self, x: Tensor, start: int, text: Text | None, views: list) -> Tensor:
+        """States x [R,T,D] at the positions from `start` on, through all layers."""
+        count = x.shape[1]
+        x = x + self.positions[start : start + count]
+        mask = torch.ones(count, start + count, dtype=torch.bool, device=x.device).tril(start)
+        for i, (layer, view) in enumerate(zip(self.layers, views, strict=True)):
+            x = layer.span(x, mask, None if text is None else (text.keys[i], text.values[i], text.mask), view)
+        return x
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """States [R,T,D] -> logits float32 [R,K,T,V]."""
+        rows, count, width = x.shape
+        logits = self.heads(self.norm(x).reshape(-1, width)).view(rows, count, self.config.codebooks, -1)
         return logits.transpose(1, 2).float()
 
     @torch.inference_mode()
-    def prepare(self, states: Tensor, mask: Tensor, max_steps: int) -> Cache:
-        """Compute the text's keys and values once, and make room for `max_steps` positions.
+    def prepare(self, states: Tensor, mask: Tensor, max_steps: int, prompts: int = 1) -> Cache:
+        """Compute what the text gives once, and make room for `max_steps` positions.
 
         Args:
-            states: text states [B,S,D].
-            mask: [B,S], 1 or True where there is text; a row of zeros is unconditional.
+            states: text states [R,S,D].
+            mask: [R,S], 1 or True where there is text; a row of zeros is unconditional.
+            max_steps: positions of music.
+            prompts: how many prompts the rows belong to, row r to prompt r modulo that.
+
+        Raises:
+            ValueError: wrong shapes, no room asked for, or ragged prompts before the music (the "prepend" kind).
         """
-        states, cross_mask = self._text(states, mask)
-        self._room_for(max_steps)
-        return Cache([layer.text_keys_values(states) for layer in self.layers], cross_mask, max_steps)
+        config = self.config
+        states, keep = self._states(states, mask)
+        crosses = config.text == "cross"
+        before = None if crosses else self._before(states, keep)
+        room = max_steps if before is None or max_steps < 1 else max_steps + before.shape[1]
+        self._room_for(room)
+        text = self._text(states, keep) if crosses else None
+        rows, device = states.shape[0], states.device
+        cache = Cache(config.layers, rows, config.width, room, self.cache_dtype, device, text)
+        if before is not None:
+            start = cache.claim(before.shape[1])
+            self._span(before, start, None, cache.views(start))
+            cache.keep_as_text()
+        if device.type == "cpu" and self.positions.dtype == torch.float32:
+            cache.fused = FusedStep(self, cache, prompts)
+        return cache
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """One position of tokens int64 [B,K] -> logits float32 [B,K,V]."""
-        views = cache.take(1)
-        columns = tokens.unbind(1)
-        x = self.embeddings[0](columns[0]) + self.positions[cache.length - 1]
-        for k in range(1, self.config.codebooks):
-            x += self.embeddings[k](columns[k])
-        cross_mask = cache.cross_mask
-        for layer, view in zip(self.layers, views, strict=True):
-            x = layer.step(x, view, cross_mask)
-        return self.heads(self.norm(x)).view(tokens.shape[0], self.config.codebooks, -1).float()
+        """One position of tokens int64 [R,K] -> logits float32 [R,K,V]."""
+        if cache.fused is not None:
+            return cache.fused(tokens, cache.claim(1))
+        return self.prefill(tokens.unsqueeze(2), cache)[:, :, 0]
 
     @torch.inference_mode()
     def prefill(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Several positions at once: tokens int64 [B,K,T] -> logits float32 [B,K,T,V]; the cache grows by T."""
-        start = cache.length
-        views = cache.take(tokens.shape[2])
-        cross = [(view.cross_keys, view.cross_values) for view in views]
-        return self._span(tokens, cross, cache.cross_mask, views, start)
+        """Several positions at once: tokens int64 [R,K,T] -> logits float32 [R,K,T,V]; the cache grows by T."""
+        start = cache.claim(tokens.shape[2])
+        return self._logits(self._span(self._embed(tokens), start, cache.text, cache.views(start)))
 
     def logits(self, tokens: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """The slow twin without a cache, which also carries gradients.
 
         Args:
-            tokens: delayed tokens int64 [B,K,T].
-            states: text states [B,S,D].
-            mask: [B,S].
+            tokens: delayed tokens int64 [R,K,T].
+            states: text states [R,S,D].
+            mask: [R,S].
 
         Returns:
-            Logits float32 [B,K,T,V]; those at position t are for position t + 1.
+            Logits float32 [R,K,T,V]; those at position t are for position t + 1.
         """
-        states, cross_mask = self._text(states, mask)
-        self._room_for(tokens.shape[2])
-        cross = [layer.text_keys_values(states) for layer in self.layers]
-        return self._span(tokens, cross, cross_mask, [None] * len(cross), 0)
+        states, keep = self._states(states, mask)
+        x, text = self._embed(tokens), None
+        if self.config.text == "cross":
+            text = self._text(states, keep)
+        else:
+            x = torch.cat([self._before(states, keep), x], dim=1)
+        self._room_for(x.shape[1])
+        return self._logits(self._span(x, 0, text, [None] * len(self.layers))[:, -tokens.shape[2] :])

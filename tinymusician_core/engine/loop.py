@@ -92,9 +92,10 @@ class Reader:
 
     def __init__(self, decoder: Decoder, states: Tensor, mask: Tensor, cfg: float, window: Window):
         self._decoder, self._cfg, self._window = decoder, cfg, window
+        prompts = states.shape[0]
         if cfg > 1.0:
             states, mask = _with_unconditional(states, mask)
-        self._cache = decoder.prepare(states, mask, window.room)
+        self._cache = decoder.prepare(states, mask, window.room, prompts)
 
     def read(self, ask: Callable[[], None]) -> Tensor:
         """Read up to the last column, and return the guided logits float32 [B,K,V] of the next.

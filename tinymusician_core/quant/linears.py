@@ -73,6 +73,7 @@ class PackedLinear(nn.Module):
     """
 
     weight: ClassVar[None] = None
+    compact: ClassVar[bool] = True  # the engine keeps its cache in bfloat16 beside such weights
     cpu_only: ClassVar[bool] = False
 
     def __init__(self, like: nn.Linear, bias: Tensor | None):
@@ -96,9 +97,11 @@ class PackedLinear(nn.Module):
 
 
 class Int8Linear(PackedLinear):
-    """torch.ao's dynamic int8: weights int8 a row, inputs int8 a call, sums in int32. On the CPU alone.
+    """torch.ao's dynamic int8: weights int8 a row, inputs int8 a row, sums in int32. On the CPU alone.
 
-    The packed weights are the only copy; `stored` unpacks them.
+    torch.ao chooses one scale for all rows of a call. Here each row is brought to a peak of 1 first, and two more rows
+    hold the range at -1 to 1: so each has its own scale, and gives the same whatever stands beside it. The packed
+    weights are the only copy; `stored` unpacks them.
     """
 
     cpu_only = True
@@ -107,7 +110,7 @@ class Int8Linear(PackedLinear):
         super().__init__(like, bias)
         zeros = torch.zeros(like.out_features, dtype=torch.long)
         weight = torch._make_per_channel_quantized_tensor(values, scale.double(), zeros, 0)
-        self._packed = torch.ops.quantized.linear_prepack(weight, self.bias)
+        self._packed = torch.ops.quantized.linear_prepack(weight, None)
         # Without VNNI, x86 kernels add pairs of products in 16 bits: inputs of 7 bits keep them from overflowing.
         engine = torch.backends.quantized.engine
         self._short = engine in ("x86", "fbgemm") and not torch.cpu._is_vnni_supported()
@@ -129,6 +132,21 @@ class Int8Linear(PackedLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x float32 [..., I] -> float32 [..., O]."""
+        flat = x.reshape(-1, self.in_features)
+        peaks = flat.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        rows = torch.ones(len(flat) + 2, self.in_features)
+        rows[-1] = -1.0
+        torch.div(flat, peaks, out=rows[:-2])
+        y = self.pair(rows)[:-2] * peaks
+        if self.bias is not None:
+            y += self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def pair(self, x: Tensor) -> Tensor:
+        """x float32 [rows, I] -> float32 [rows, O] with one scale for all rows, and without the bias.
+
+        For the two rows that guidance makes of one prompt: a step has no time to spare.
+        """
         return torch.ops.quantized.linear_dynamic(x, self._packed, reduce_range=self._short)
 
 
