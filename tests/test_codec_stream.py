@@ -37,8 +37,8 @@ def encodec(seed: int = 0, channels: int = 1, **sizes) -> tuple[EncodecModel, En
     }
     model = EncodecModel(EncodecConfig(**small | sizes)).eval().requires_grad_(False)
     for name, weight in model.named_parameters():  # original0 is a weight's norm, original1 its direction
-        scale = 0.1 if "bias" in name else 0.4 if "lstm" in name else 1.0
-        weight.copy_(torch.randn(weight.shape) * 0.2 + 1.0 if "original0" in name else torch.randn(weight.shape) * scale)
+        mean, scale = (1.0, 0.2) if "original0" in name else (0.0, 0.1 if "bias" in name else 0.4)
+        weight.copy_(torch.randn(weight.shape) * scale + mean)
     for layer in model.quantizer.layers:
         layer.codebook.embed.copy_(torch.randn(layer.codebook.embed.shape))
     return model, EncodecCodec(model, channels)

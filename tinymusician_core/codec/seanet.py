@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         EncodecResnetBlock,
     )
 
-PIECE = 2**17  # numbers that an upsampling makes at once
+PIECE = 2**18  # numbers that an upsampling makes at once
 FEWEST_ROWS = 64
 
 
