@@ -169,7 +169,7 @@ def _mark(state: Card) -> str:
     length = wording.exact(state.clip.audio_s)
     if state.clip.stopped:
         return f'<p class="tm-mark-line is-stopped">Stopped after {length}</p>'
-    words = wording.form_words(state.form.as_dict())
+    words = wording.form_words(state.form.as_dict(), state.clip.audio_s)
     return f'<p class="tm-mark-line">{escape(words[:1].upper() + words[1:])} · {length}</p>' if words else ""
 
 

@@ -74,7 +74,8 @@ class CompareTab:
         typed = [self.run, *self.composer.typed]
         begun = gr.on([generate.click, prompt.submit], self._begin, typed, shown, queue=False, **QUIET)
         made = begun.success(self._perform, self.run, shown, **COMPUTE, **QUIET)
-        made.then(self._settle, self.run, shown, queue=False, **QUIET)
+        settled = made.then(self._settle, self.run, shown, queue=False, **QUIET)
+        settled.then(self.composer.estimated, self.composer.asked, self.composer.estimate, queue=False, **QUIET)
         stop.click(self._stop, self.run, shown, queue=False, **QUIET)
         self.restored = [*self.composer.typed, *shown]
         self.history.open(self._open, self.run, self.restored, queue=False, **QUIET)

@@ -52,6 +52,7 @@ class Composer:
                 self._advanced()
         self.settings = [getattr(self, name) for name in SETTINGS]
         self.typed = [self.prompt, self.models, self.own, *self.settings, *(getattr(self, name) for name in FORM)]
+        self.asked = [self.seconds, self.models, self.own]
         self._wire()
 
     def order(self, prompt: str, models: list[str], own: str, *values) -> Order:
@@ -170,8 +171,8 @@ class Composer:
         self.lengths.pick(_picked, None, self.seconds, **now)
         self.loop.change(lambda wanted: gr.update(visible=wanted), self.loop, self.bpm, **now)
         self.source.change(self._check, self.source, self.source_note, **now)
-        asked = [self.seconds, self.models, self.own]
-        gr.on([box.change for box in asked], self._estimate, asked, self.estimate, **newest)
+        changes = [box.change for box in self.asked]
+        gr.on(changes, self.estimated, self.asked, self.estimate, **newest)
 
     def _hint(self, prompt: str) -> str:
         try:
@@ -191,7 +192,8 @@ class Composer:
             return cards.note(f"{error}.", "problem")
         return f'<p class="tm-aside">{wording.exact(seconds)} long; the new music joins its end.</p>'
 
-    def _estimate(self, seconds: float | None, models: list[str], own: str) -> str:
+    def estimated(self, seconds: float | None, models: list[str], own: str) -> str:
+        """How long that will take, where it is long."""
         try:
             seconds = check_seconds(seconds)
             measured = self.bench.store.last_figures()

@@ -35,7 +35,7 @@
   }
 
   function loop(player) {
-    if (!player.isConnected) return;
+    if (!player.isConnected || !audioOf(player)) return; // Gradio turns nodes into others when it redraws a card
     draw(player);
     ballot(player);
     if (!audioOf(player).paused) requestAnimationFrame(() => loop(player));

@@ -59,7 +59,7 @@ def download(path: Path, text: str, kind: str = "") -> str:
 def _player(label: str, seconds: float, kind: str, data: str, sound: str, image: str, extra: str) -> str:
     return (
         f'<div class="tm-player {kind}" data-label="{escape(label)}" data-seconds="{seconds:.3f}" {data}>'
-        f'<audio {sound}></audio>'
+        f"<audio {sound}></audio>"
         f'<div class="tm-bar" role="slider" tabindex="0" aria-label="Position in {escape(label)}" aria-valuemin="0"'
         f' aria-valuemax="{seconds:.1f}" aria-valuenow="0">{image}<div class="tm-line"></div></div>'
         f'<div class="tm-transport"><button type="button" class="tm-play" aria-label="Play {escape(label)}">'

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tinymusician_core.looping import BEATS_A_BAR
+
 NOT_MEASURED = "not measured"
 LONG_WAIT_S = 20.0  # a shorter wait is not worth a word
 UNSURE_S = 30.0  # a clip that may take long where nothing was measured
@@ -162,12 +164,21 @@ def share(value: float) -> str:
     return f"{100 * value:.0f}%"
 
 
-def form_words(form: Mapping[str, Any]) -> str:
-    """What a take is beyond a prompt: "loop at 120 BPM", "goes on from riff.wav"; "" for a plain one."""
+def form_words(form: Mapping[str, Any], audio_s: float | None = None) -> str:
+    """What a take is beyond a prompt: "loop at 120 BPM", "goes on from riff.wav"; "" for a plain one.
+
+    With the length of a clip a loop tells its bars, or its beats where they fill no bar: "loop of 4 bars at 120 BPM".
+    """
     if form.get("source"):
         return f"goes on from {form['source'].rpartition('/')[2]}"
-    tempo = f" at {form['bpm']:g} BPM" if form.get("bpm") is not None else ""
-    return f"loop{tempo}" if form.get("loop") else ""
+    if not form.get("loop") or form.get("bpm") is None:
+        return "loop" if form.get("loop") else ""
+    size = ""
+    if audio_s is not None:
+        beats = round(audio_s * form["bpm"] / 60)
+        count, unit = (beats, "beat") if beats % BEATS_A_BAR else (beats // BEATS_A_BAR, "bar")
+        size = f" of {count} {unit}{'' if count == 1 else 's'}"
+    return f"loop{size} at {form['bpm']:g} BPM"
 
 
 def setting_line(settings: Mapping[str, Any], form: Mapping[str, Any]) -> str:

@@ -88,7 +88,7 @@ def test_a_loop_is_played_as_one_unless_it_was_stopped(bench):
     looped = Card("student", "done", clip=row(2, "student"), form=Form(loop=True, bpm=120.0))
     markup = cards.card(looped, bench.folder)
     assert 'data-loop="gradio_api/file=' in markup
-    assert "Loop at 120 BPM · 2.0 s" in markup
+    assert "Loop of 1 bar at 120 BPM · 2.0 s" in markup
     cut = cards.card(replace(looped, clip=replace(looped.clip, stopped=True)), bench.folder)
     assert "data-loop" not in cut
     assert "<audio preload" in cut

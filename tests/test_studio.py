@@ -93,6 +93,11 @@ def test_the_form_of_a_take_is_named():
     assert wording.setting_line(settings, {"loop": True}) == "8 s · loop · seed 3"
     assert wording.setting_line(settings, {"source": "sources/1a/riff.wav"}) == "8 s · goes on from riff.wav · seed 3"
 
+    loop = {"loop": True, "bpm": 120.0}
+    assert wording.form_words(loop, 8.0) == "loop of 4 bars at 120 BPM"
+    assert wording.form_words(loop, 1.5) == "loop of 3 beats at 120 BPM"
+    assert wording.form_words({"loop": True}, 8.0) == "loop"
+
 
 def test_a_long_wait_is_estimated_from_what_was_measured_and_says_so():
     fast, slow = {"x_realtime": 12.0}, {"x_realtime": 2.0}

@@ -8,7 +8,7 @@ import soundfile
 
 from tinymusician_core import audio
 
-from .test_compare import MODELS, PROMPT, card, choose, compose, fits, generate, press_generate, wait_done
+from .test_compare import card, choose, fits, generate, press_generate, wait_done
 
 pytestmark = pytest.mark.browser
 
@@ -101,7 +101,7 @@ def test_a_loop_has_whole_bars_and_plays_past_its_end(open_page, tmp_path):
     page.fill("#tm-bpm input, #tm-bpm textarea", "120")
     press_generate(page)
     wait_done(page, "student")
-    assert "Loop at 120 BPM · 2.0 s" in page.inner_text(card("student"))
+    assert "Loop of 1 bar at 120 BPM · 2.0 s" in page.inner_text(card("student"))
     sound = exported(page, "student", tmp_path)
     assert sound.audio.shape[1] == 2 * sound.sample_rate_hz
     tags = json.loads(audio.read_tags(tmp_path / "exported.wav")["comment"])
@@ -146,12 +146,12 @@ def test_a_file_is_gone_on_from(open_page, tmp_path):
 
 def test_a_long_take_is_estimated_and_its_length_is_a_press_away(open_page):
     page = open_page(width=390, height=844, theme="dark")
-    generate(page, "a fast jig", models=("student",))
-    wait_done(page, "student")
-    compose(page, PROMPT)
-    choose(page, *MODELS)
+    generate(page, "a fast jig", models=("teacher",))
+    wait_done(page, "teacher")
+    assert page.inner_text("#tm-estimate") == ""
+    choose(page, "teacher", "quantized")
     page.click('[data-pick="600"]')
     page.wait_for_function("document.querySelector('#tm-seconds input').value === '600'")
-    page.wait_for_selector("#tm-estimate p")
-    choose(page, "teacher")
+    page.wait_for_selector("#tm-estimate:has-text('Quantized not measured here yet')")
+    page.wait_for_selector("#tm-estimate:has-text('an estimate from the last takes')")
     assert fits(page)
