@@ -60,11 +60,10 @@ def text_config():
     return T5Config(vocab_size=len(WORDS) + 3, pad_token_id=0, eos_token_id=1, **sizes)
 
 
-def save_tiny_musicgen(folder: Path, channels: int = 1) -> Path:
-    """A random MusicGen in transformers format: 32 kHz, 50 frames a second, four codebooks a channel."""
-    from transformers import EncodecConfig, MusicgenConfig, MusicgenForConditionalGeneration
+def codec_config():
+    from transformers import EncodecConfig
 
-    codec = EncodecConfig(
+    return EncodecConfig(
         target_bandwidths=[1.2],
         sampling_rate=32000,
         audio_channels=1,
@@ -77,12 +76,28 @@ def save_tiny_musicgen(folder: Path, channels: int = 1) -> Path:
         use_causal_conv=False,
         num_lstm_layers=1,
     )
-    config = MusicgenConfig(
-        text_encoder=text_config().to_dict(),
-        audio_encoder=codec.to_dict(),
-        decoder=decoder_config(3, 64, 4 * channels, channels).to_dict(),
+
+
+def save_tiny_musicgen(folder: Path, channels: int = 1, melody: bool = False) -> Path:
+    """A random MusicGen in transformers format: 32 kHz, 50 frames a second, four codebooks a channel."""
+    from transformers import (
+        MusicgenConfig,
+        MusicgenForConditionalGeneration,
+        MusicgenMelodyConfig,
+        MusicgenMelodyForConditionalGeneration,
     )
-    model = scramble(MusicgenForConditionalGeneration(config), seed=1)
+
+    parts = {
+        "text_encoder": text_config().to_dict(),
+        "audio_encoder": codec_config().to_dict(),
+        "decoder": decoder_config(3, 64, 4 * channels, channels).to_dict(),
+    }
+    if melody:
+        parts["decoder"]["model_type"] = "musicgen_melody_decoder"
+        model = MusicgenMelodyForConditionalGeneration(MusicgenMelodyConfig(**parts, num_chroma=12, chroma_length=7))
+    else:
+        model = MusicgenForConditionalGeneration(MusicgenConfig(**parts))
+    scramble(model, seed=1)
     generator = torch.Generator().manual_seed(2)
     for layer in model.audio_encoder.quantizer.layers:
         layer.codebook.embed.copy_(torch.randn(layer.codebook.embed.shape, generator=generator))

@@ -2,7 +2,7 @@
 
 What `audiocraft.utils.export` (1.3.0) writes: {"best_state": weights, "xp.cfg": the run's settings as YAML}. They are
 unpickled by torch's `weights_only` reader, which runs no code. The frozen T5 text encoder is not in them; see
-`audiocraft_parts`. Of a melody checkpoint the chroma conditioner is left aside, all but what it gives without a melody.
+`audiocraft_parts`. A melody checkpoint is read for text alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .files import first_line
 from .records import ModelError
 
 LM_FILE, CODEC_FILE = "state_dict.bin", "compression_state_dict.bin"
-DESCRIPTION = "condition_provider.conditioners.description."
+DESCRIPTION, MELODY = (f"condition_provider.conditioners.{name}." for name in ("description", "self_wav"))
 _MISSING = object()
 DEEPEST = 8  # references that lead to references
 _DECODER = "model.decoder."
@@ -37,6 +37,16 @@ _MODULES = {
     "norm2": "final_layer_norm",
 }
 _ATTENTION = {"self_attn": "self_attn", "cross_attention": "encoder_attn"}
+# Where conditions may go: MusicGen attends to the text; MusicGen-Melody has melody and text before the music.
+_FUSING = {("cross", ("description",)): "cross", ("prepend", ("self_wav", "description")): "prepend"}
+_CHROMA = "conditioners.self_wav.chroma_stem."
+_CHROMA_DEMANDS = {
+    "conditioners.self_wav.model": ("chroma_stem", False),
+    f"{_CHROMA}argmax": (True, False),
+    f"{_CHROMA}nfft": (None, True),
+    f"{_CHROMA}winlen": (None, True),
+    f"{_CHROMA}winhop": (None, True),
+}
 # What `LMModel` can be told to do and the MusicGen decoder does not: setting -> the value that is supported, and
 # whether a checkpoint may leave it out because that is AudioCraft's default.
 _DEMANDS = {
@@ -56,10 +66,6 @@ _DEMANDS = {
     "transformer_lm.qk_layer_norm_cross": (False, True),
     "transformer_lm.kv_repeat": (1, True),
     "fuser.cross_attention_pos_emb": (False, True),
-    "fuser.cross": (["description"], False),
-    "fuser.prepend": ([], True),
-    "fuser.sum": ([], True),
-    "fuser.input_interpolate": ([], True),
     "conditioners.description.model": ("t5", False),
     "conditioners.description.t5.finetune": (False, True),
     "conditioners.description.t5.normalize_text": (False, True),
@@ -148,11 +154,6 @@ def decoder_settings(settings: Settings) -> dict[str, Any]:
     if tuple(delays) != pattern(codebooks, channels):
         wanted = list(pattern(codebooks, channels))
         raise ModelError(f"{settings.source} has codebook delays {delays}, and only {wanted} are supported")
-    others = set(settings.get("conditioners")) - {"args", "description"}
-    if others:
-        raise ModelError(
-            f"{settings.source} is conditioned on {sorted(others)[0]}, and only a description is supported"
-        )
     return {
         "vocab_size": entries,
         "pad_token_id": entries,
@@ -168,14 +169,43 @@ def decoder_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """LMModel's weights under the names that MusicgenForConditionalGeneration gives them.
+def text_place(settings: Settings) -> tuple[str, int]:
+    """Where a language model has the text, as in `DecoderConfig`, and how many positions of melody stand before it.
 
-    The language model's are "decoder.", the projection's "enc_to_dec_proj."; the fused q, k and v are cut apart. A
-    name that has no place there stays as it is, for `check_all_used` to tell.
+    Raises:
+        ModelError: it is conditioned on something else, or in another way.
+    """
+    fused = {way: tuple(settings.get(f"fuser.{way}", ())) for way in ("cross", "prepend", "sum", "input_interpolate")}
+    used = [(way, names) for way, names in fused.items() if names]
+    place = _FUSING.get(used[0]) if len(used) == 1 else None
+    known = {name for _, names in used for name in names} | {"args"}
+    others = sorted(set(settings.get("conditioners")) - known)
+    if place is None or others:
+        found = ", ".join(f"{name} by {way}" for way, names in used for name in names) or "nothing"
+        found = f"{others[0]}, unused" if others and place else found
+        raise ModelError(
+            f"{settings.source} is conditioned on {found}; a description by cross, or self_wav and description by "
+            "prepend, are supported"
+        )
+    if place == "cross":
+        return place, 0
+    settings.demand(_CHROMA_DEMANDS)
+    window = 2 ** settings.get(f"{_CHROMA}radix2_exp")
+    samples = int(settings.get(f"{_CHROMA}sample_rate") * settings.get("dataset.segment_duration"))
+    return place, 1 + max(samples, window) // (window // 4)
+
+
+def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """LMModel's weights under the names that transformers gives them.
+
+    The language model's are "decoder.", the projections' "enc_to_dec_proj." and "audio_enc_to_dec_proj."; the fused q,
+    k and v are cut apart. What else the melody conditioner has is left aside: it looks at melodies, and none is given.
+    A name that has no place there stays as it is, for `check_all_used` to tell.
     """
     renamed = {}
     for name, tensor in state.items():
+        if name.startswith(MELODY) and not name.startswith(f"{MELODY}output_proj."):
+            continue
         plain = name.replace(".mha.", ".")  # LMModel without its own attention wraps torch's
         if found := re.fullmatch(r"transformer\.layers\.(\d+)\.(\w+)\.in_proj_weight", plain):
             prefix = f"decoder.{_DECODER}layers.{found.group(1)}.{_ATTENTION.get(found.group(2), found.group(2))}."
@@ -194,6 +224,7 @@ def _renamed(name: str) -> str:
         ("linears.", "decoder.lm_heads."),
         ("out_norm.", f"decoder.{_DECODER}layer_norm."),
         (f"{DESCRIPTION}output_proj.", "enc_to_dec_proj."),
+        (f"{MELODY}output_proj.", "audio_enc_to_dec_proj."),
     ):
         if name.startswith(ours):
             return theirs + name[len(ours) :]

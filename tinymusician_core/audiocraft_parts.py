@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .audiocraft_codec import make_codec
-from .audiocraft_format import CODEC_FILE, LM_FILE, decoder_settings, read_checkpoint, read_state, rename
+from .audiocraft_format import CODEC_FILE, LM_FILE, decoder_settings, read_checkpoint, read_state, rename, text_place
 from .bundle import WINDOW_S, Parts
 from .engine.decoder import DecoderConfig
 from .engine.weights import from_musicgen
@@ -32,6 +32,7 @@ from .stored import (
     is_whole,
     open_weights,
     quiet_transformers,
+    take_no_melody,
     take_projection,
     tokenizer_files,
 )
@@ -46,11 +47,14 @@ ENCODEC_FILES = ("config.json", "model.safetensors")
 class AudiocraftModel:
     """An AudioCraft checkpoint in transformers' terms.
 
-    `decoder` and `state` are a MusicgenDecoderConfig as a dict and its weights with those of the projection, `encoder`
-    a T5EncoderModel, `codec` an EncodecModel, `files` everything that was read.
+    `decoder` and `state` are a MusicgenDecoderConfig as a dict and its weights with those of the projections; `text`
+    and `prefix` are as in our DecoderConfig; `encoder` is a T5EncoderModel, `codec` an EncodecModel, `files` all that
+    was read.
     """
 
     decoder: dict[str, Any]
+    text: str
+    prefix: int
     state: dict[str, Tensor]
     tokenizer: Any
     encoder: nn.Module
@@ -67,15 +71,15 @@ def read_audiocraft(folder: Path) -> AudiocraftModel:
     """
     lm = folder / LM_FILE
     state, settings = read_state(read_checkpoint(lm), lm)
-    decoder = decoder_settings(settings)
+    decoder, place = decoder_settings(settings), text_place(settings)
     codec, codec_files = _codec(folder, decoder["num_codebooks"] // decoder["audio_channels"])
-    text = _text_folder(folder, settings.get("conditioners.description.t5.name"))
-    text_files, _ = open_weights(text)
-    tokens = tokenizer_files(text)
-    tokenizer, encoder = _text_encoder(text)
-    files = (lm, *codec_files, text / "config.json", *text_files, *tokens)
+    t5 = _text_folder(folder, settings.get("conditioners.description.t5.name"))
+    text_files, _ = open_weights(t5)
+    tokens = tokenizer_files(t5)
+    tokenizer, encoder = _text_encoder(t5)
+    files = (lm, *codec_files, t5 / "config.json", *text_files, *tokens)
     window_s = settings.get("dataset.segment_duration", WINDOW_S)
-    return AudiocraftModel(decoder, rename(state), tokenizer, encoder, codec, files, window_s)
+    return AudiocraftModel(decoder, *place, rename(state), tokenizer, encoder, codec, files, window_s)
 
 
 def load_audiocraft(folder: Path) -> Parts:
@@ -88,7 +92,9 @@ def load_audiocraft(folder: Path) -> Parts:
 
     model = read_audiocraft(folder)
     with reading(folder):
-        shape = DecoderConfig.from_dict(model.decoder)
+        shape = replace(DecoderConfig.from_dict(model.decoder), text=model.text, prefix=model.prefix)
+        if model.prefix:
+            model.state["decoder.prefix.weight"] = take_no_melody(model.state)
         decoder = from_musicgen(shape, model.state, "decoder.")
         text_encoder = TextEncoder(model.tokenizer, model.encoder, take_projection(model.state)).eval()
         check_all_used(model.state, folder / LM_FILE)

@@ -1,6 +1,7 @@
-"""A MusicGen-family model on disk: four folder formats, the first three told apart by config.json's `model_type`.
+"""A MusicGen-family model on disk: told apart by config.json's `model_type`, all but the last.
 
 "musicgen"               what transformers writes; safetensors only
+"musicgen_melody"        the same; used for text alone
 "tinymusician"           a language model beside a shared text encoder and codec, every file with its sha256
 "tinymusician-quantized" self-contained, written by `quant.apply`
 AudioCraft               state_dict.bin and compression_state_dict.bin, without a config.json; see `audiocraft_parts`
@@ -26,7 +27,7 @@ from .records import ModelError
 from .stored import check_complete, quiet_transformers, take_projection
 from .text import TextEncoder
 
-FORMATS = ("musicgen", "tinymusician", "tinymusician-quantized")
+FORMATS = ("musicgen", "musicgen_melody", "tinymusician", "tinymusician-quantized")
 WINDOW_S = 30.0  # what MusicGen was trained on, arXiv 2306.05284
 TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 CODEC_FILES = ("config.json", "decoder.safetensors")
@@ -100,7 +101,7 @@ def load_parts(folder: str | Path) -> Parts:
         return load_audiocraft(folder)
     config = read_config(folder)
     kind = config["model_type"]
-    if kind == "musicgen":
+    if kind in ("musicgen", "musicgen_melody"):
         from .musicgen_format import load_musicgen
 
         return load_musicgen(folder)

@@ -1,7 +1,12 @@
-"""Folders that transformers' MusicgenForConditionalGeneration.save_pretrained writes, with their tokenizer."""
+"""Folders that transformers writes: "musicgen" and "musicgen_melody", with their tokenizer.
+
+A melody model (MusicgenMelodyForConditionalGeneration) is read for text alone: it is told that no melody is given.
+Instead of attending to the text it has it before the music, [melody][text][music], in one sequence.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,6 +23,7 @@ from .stored import (
     combined_identity,
     open_weights,
     quiet_transformers,
+    take_no_melody,
     take_projection,
     tokenizer_files,
 )
@@ -25,14 +31,14 @@ from .text import TextEncoder
 
 
 def load_musicgen(folder: Path) -> Parts:
-    """Read a "musicgen" folder: small, medium, large, stereo, or a student of any of them; fp32, fp16 or bf16.
+    """Read a transformers folder: small, medium, large, melody, stereo, or a student of one; fp32, fp16 or bf16.
 
     Its hash rests on `identity_of` each file: see there what that tells apart.
 
     Raises:
         ModelError: files are missing or damaged, or do not fit together.
     """
-    from transformers import AutoTokenizer, MusicgenConfig
+    from transformers import AutoConfig, AutoTokenizer
 
     from .codec.encodec import EncodecCodec
 
@@ -40,8 +46,11 @@ def load_musicgen(folder: Path) -> Parts:
     tokens = tokenizer_files(folder)
     with reading(folder), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        config = MusicgenConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
         shape = DecoderConfig.from_dict(config.decoder.to_dict())
+        if config.model_type == "musicgen_melody":
+            shape = replace(shape, text="prepend", prefix=config.chroma_length)
+            weights["decoder.prefix.weight"] = take_no_melody(weights)
         decoder = from_musicgen(shape, weights, "decoder.")
         encoder = _part("t5", config.text_encoder, weights.take("text_encoder."), folder)
         text_encoder = TextEncoder(tokenizer, encoder, take_projection(weights)).eval()

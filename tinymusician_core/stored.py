@@ -136,6 +136,12 @@ def take_projection(state: MutableMapping[str, Tensor]) -> nn.Module | None:
     return projection
 
 
+def take_no_melody(state: MutableMapping[str, Tensor]) -> Tensor:
+    """What a melody model reads in each frame of a melody that is not given [1,D]: chroma bin 0 alone, projected."""
+    weight, bias = state.pop("audio_enc_to_dec_proj.weight"), state.pop("audio_enc_to_dec_proj.bias")
+    return (weight[:, 0].float() + bias.float()).unsqueeze(0)
+
+
 def combined_identity(files: Sequence[Path]) -> str:
     """One short hash over the identities of files and their names, wherever they lie."""
     hashes: dict[str, str] = {}

@@ -159,6 +159,8 @@ def _read_audiocraft(folder: Path, device: str) -> Teacher:
     from ..audiocraft_parts import read_audiocraft
 
     model = read_audiocraft(folder)
+    if model.text != "cross":
+        raise ValueError(f"{folder} holds a melody model; a teacher is a model that attends to its text")
     state = dict(model.state)
     state |= {f"text_encoder.{name}": tensor for name, tensor in model.encoder.state_dict().items()}
     state |= {f"audio_encoder.{name}": tensor for name, tensor in model.codec.state_dict().items()}
