@@ -114,7 +114,7 @@ def test_compare_gives_a_record_a_variant(capsys, demo_family, tmp_path):
         (["compare", PROMPT, "--models", "teacher,studnet"], "got 'studnet'"),
         (["compare", PROMPT, "--models", ""], "no such model: got ''"),
         (["compare", PROMPT, "--models", "student,student"], "each once"),
-        (["quantize", "--preset", "int3", "-o", "small"], "no such preset: 'int3'; allowed: paper, int8, fast"),
+        (["quantize", "--preset", "int3", "-o", "small"], "no such preset: 'int3'; allowed: paper, int8, fast, int4"),
         (["quantize", "--plan", "no.json", "-o", "small"], "the plan no.json cannot be read"),
         (["quantize", "--model", "studnet", "-o", "small"], "no such model: got 'studnet'"),
         (["quantize"], "required: -o/--output"),

@@ -147,7 +147,8 @@ def test_a_quantized_model_stays_close_to_its_float_self(folder, tmp_path, plan)
         states, mask = model.text_encoder.encode(["a calm piano", "the lively flute and drums"])
         with torch.inference_mode():
             logits.append(model.decoder.logits(tokens, states, mask))
-    assert float((found[0] - wanted[0]).norm() / wanted[0].norm()) < 0.05
+    allowed = 0.1 if plan == "int4" else 0.05
+    assert float((found[0] - wanted[0]).norm() / wanted[0].norm()) < allowed
     codes = torch.randint(0, 64, (1, 4, 20), generator=torch.Generator().manual_seed(1))
     first, second = loaded.codec.decode(codes), source.codec.decode(codes)
     assert float((first - second).norm() / second.norm()) < 0.1

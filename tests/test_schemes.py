@@ -15,6 +15,7 @@ LINEAR_ERROR = {
     "fp16": 0.001,
     "int8": 0.02,
     "int8-weight": 0.015,
+    "int4": 0.12,
     "bnb-int8": 0.02,
     "nf4": 0.13,
 }
@@ -121,10 +122,11 @@ def test_bytes_are_those_that_the_scheme_promises():
     assert stored_bytes(layer, "fp16") == stored_bytes(layer, "bf16") == 2 * weights
     assert stored_bytes(layer, "int8") == weights + 4 * 256
     assert stored_bytes(layer, "int8-weight") == weights + 2 * 256
+    assert stored_bytes(layer, "int4") == weights // 2 + 4 * weights // 64
     assert stored_bytes(layer, "nf4") == weights // 2 + 2 * weights // 64
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "bnb-int8", "nf4"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4", "bnb-int8", "nf4"])
 def test_rows_of_zeros_and_rows_of_very_different_size_survive(scheme):
     layer = linear(40, 64)  # whole blocks of 64 a row: NF4's scales are then each row's own
     with torch.no_grad():
@@ -140,7 +142,26 @@ def test_rows_of_zeros_and_rows_of_very_different_size_survive(scheme):
     assert off(found[:, 2:], wanted[:, 2:]) < LINEAR_ERROR[scheme]
 
 
-@pytest.mark.parametrize("scheme", ["fp16", "int8", "int8-weight"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4", "fp16", "bf16"])
+def test_a_row_gives_the_same_whatever_stands_beside_it(scheme):
+    layer = pack(linear(), scheme)
+    x = torch.randn(9, 48, generator=torch.Generator().manual_seed(4))
+    x[3] *= 300.0
+    with torch.inference_mode():
+        together, alone = layer(x), torch.cat([layer(row.unsqueeze(0)) for row in x])
+        wanted = linear()(x)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    assert off(together[:3], wanted[:3]) < LINEAR_ERROR[scheme]
+
+
+@pytest.mark.parametrize("size", [(16, 64), (40, 100), (7, 3), (250, 130)])
+def test_four_bits_come_back_from_the_kernel_as_they_went_in(size):
+    stored = to_tensors(linear(*size), "int4")
+    again = from_tensors(on_meta(linear(*size)), "int4", stored)
+    assert all(torch.equal(tensor, again.stored()[name]) for name, tensor in stored.items())
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int8", "int8-weight", "int4"])
 def test_weights_that_cannot_be_kept_are_refused(scheme):
     layer = linear()
     with torch.no_grad():
@@ -149,11 +170,11 @@ def test_weights_that_cannot_be_kept_are_refused(scheme):
         pack(layer, scheme)
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-weight"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4"])
 def test_int8_says_that_it_stays_on_the_cpu(scheme):
     layer = pack(linear(), scheme).to("cpu")
     with pytest.raises(
-        ValueError, match="int8 layers run on the cpu alone; for another device, quantize with bnb-int8"
+        ValueError, match="int8 and int4 layers run on the cpu alone; for another device, quantize with bnb-int8"
     ):
         layer.to("meta")
 
@@ -185,7 +206,7 @@ def test_damaged_tensors_are_named():
         from_tensors(on_meta(linear()), "fp16", {"half": torch.zeros(40, 48), "bias": torch.zeros(40)})
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "bf16", "bnb-int8", "nf4"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4", "bf16", "bnb-int8", "nf4"])
 def test_t5_feed_forward_leaves_the_input_of_a_packed_layer_alone(scheme):
     from transformers import T5Config, T5EncoderModel
 

@@ -16,7 +16,7 @@ def add_commands(commands) -> None:
     parser = commands.add_parser("quantize", help="store a model's weights in fewer bits, module by module")
     parser.add_argument("--model", default="student", help=f"{MODEL_HELP} (default student)")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--preset", default="fast", help="paper, int8 or fast (default fast)")
+    how.add_argument("--preset", default="fast", help="paper, int8, fast or int4 (default fast)")
     how.add_argument("--plan", help="a JSON file of module names or globs and schemes, or the plan.json of a model")
     _add_output(parser)
     parser.set_defaults(run=run_quantize)

@@ -60,7 +60,7 @@ def quantize(
 
     Args:
         model: a float model from `load`, on the CPU, or what `load` takes.
-        plan: a Plan, or a preset's name: "paper", "int8" or "fast".
+        plan: a Plan, or a preset's name: "paper", "int8", "fast" or "int4".
         out_dir: the folder to make. An earlier quantized model there is replaced; anything else is left alone.
         on_progress: told of every module.
         should_stop: asked before every module.

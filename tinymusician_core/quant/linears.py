@@ -88,7 +88,7 @@ class PackedLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         if self.cpu_only and not stays_on_cpu(fn):
             raise ValueError(
-                "int8 layers run on the cpu alone; for another device, quantize with bnb-int8, nf4 or fp16"
+                "int8 and int4 layers run on the cpu alone; for another device, quantize with bnb-int8, nf4 or fp16"
             )
         return super()._apply(fn, recurse)
 

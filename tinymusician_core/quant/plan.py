@@ -133,7 +133,12 @@ def _fast(modules: nn.Module) -> Plan:
     return Plan.of(rules, "fast")
 
 
-PRESETS: dict[str, Callable[[nn.Module], Plan]] = {"paper": _paper, "int8": _int8, "fast": _fast}
+def _int4(modules: nn.Module) -> Plan:
+    """The smallest: the decoder's layers in int4; all else as in "int8"."""
+    return Plan.of({**dict(_int8(modules).rules), "decoder.layers.*": "int4"}, "int4")
+
+
+PRESETS: dict[str, Callable[[nn.Module], Plan]] = {"paper": _paper, "int8": _int8, "fast": _fast, "int4": _int4}
 
 
 def preset(name: str, modules: nn.Module) -> Plan:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .bnb import BnbInt8Linear, Nf4Linear
 from .embeddings import Bf16Embedding, Fp16Embedding, Int8Embedding
+from .int4 import Int4Linear
 from .linears import Bf16Linear, Fp16Linear, Int8Linear, WeightInt8Linear, expect, half_of
 
 
@@ -56,6 +57,7 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("fp16", "float16 weights, float32 sums", Fp16Linear, Fp16Embedding, torch.float16),
         Scheme("int8", "torch.ao dynamic int8, a scale a row", Int8Linear, Int8Embedding),
         Scheme("int8-weight", "int8 weights, bfloat16 inputs", WeightInt8Linear, Int8Embedding),
+        Scheme("int4", "torch's 4 bits, 64 weights a scale, bfloat16 inputs", Int4Linear),
         Scheme("bnb-int8", "bitsandbytes LLM.int8()", BnbInt8Linear),
         Scheme("nf4", "bitsandbytes NF4, 64 weights a scale", Nf4Linear),
     )

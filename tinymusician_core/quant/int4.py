@@ -1,0 +1,88 @@
+"""Linear layers of 4 bits by torch's own CPU kernel. O outputs, I inputs, G groups of a row, any leading shape."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .linears import PackedLinear, expect, expect_bias
+
+GROUP = 64
+ROWS = 16  # the kernel takes a multiple of so many outputs
+TINY = 1e-30  # the scale of a group whose weights are all the same
+
+
+class Int4Linear(PackedLinear):
+    """4-bit weights, a bfloat16 scale and middle for each 64 inputs of a row; bfloat16 inputs. On the CPU alone.
+
+    A weight is (q - 8) * scale + middle, q from 0 to 15; scale and middle span the group from its least to its
+    greatest weight. On disk two weights make a byte, the first in the low half, and the last group of a row is filled
+    up; in memory the kernel's own order is the only copy.
+    """
+
+    cpu_only = True
+
+    def __init__(self, like: nn.Linear, nibbles: Tensor, scales: Tensor, bias: Tensor | None):
+        super().__init__(like, bias)
+        self._filled_up = nibbles.shape[1] * 2 - self.in_features
+        more = -self.out_features % ROWS
+        whole = functional.pad(nibbles, (0, 0, 0, more))
+        numbers = torch.stack((whole & 15, whole >> 4), dim=2).flatten(1).int()
+        self.register_buffer(
+            "numbers", torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1), persistent=False
+        )
+        scales = functional.pad(scales, (0, 0, 0, 0, 0, more)).transpose(0, 1).contiguous()
+        self.register_buffer("scales", scales, persistent=False)  # [G, O and more, 2]
+
+    @classmethod
+    def pack(cls, linear: nn.Linear) -> Int4Linear:
+        return cls(linear, *int4_groups(linear.weight), linear.bias)
+
+    @classmethod
+    def restore(cls, like: nn.Linear, tensors: dict[str, Tensor]) -> Int4Linear:
+        groups = -(-like.in_features // GROUP)
+        nibbles = expect(tensors, "nibbles", (like.out_features, groups * GROUP // 2), torch.uint8)
+        scales = expect(tensors, "scales", (like.out_features, groups, 2), torch.bfloat16)
+        return cls(like, nibbles, scales, expect_bias(tensors, like))
+
+    def stored(self) -> dict[str, Tensor]:
+        """The kernel alone knows its order: it gives the numbers back as its product with the identity."""
+        inputs = self.in_features + self._filled_up
+        plain = torch.zeros_like(self.scales)
+        plain[..., 0] = 1
+        numbers = (self._product(torch.eye(inputs, dtype=torch.bfloat16), plain) + 8).to(torch.uint8).t()
+        nibbles = numbers[: self.out_features, 0::2] | (numbers[: self.out_features, 1::2] << 4)
+        scales = self.scales.transpose(0, 1)[: self.out_features].contiguous()
+        return {"nibbles": nibbles, "scales": scales, **super().stored()}
+
+    def _product(self, rows: Tensor, scales: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.numbers, GROUP, scales)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x float32 [..., I] -> float32 [..., O]."""
+        flat = x.reshape(-1, self.in_features).to(torch.bfloat16)
+        if self._filled_up:
+            flat = functional.pad(flat, (0, self._filled_up))
+        y = self._product(flat, self.scales)[:, : self.out_features].float()
+        if self.bias is not None:
+            y += self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+
+def int4_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [O,I] -> nibbles uint8 [O, G * 32] and scales bfloat16 [O,G,2]: of each group its scale and its middle.
+
+    Raises:
+        ValueError: weights that are not finite.
+    """
+    weight = weight.detach().float()
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("the weights are not finite; there is no int4 for them")
+    groups = functional.pad(weight, (0, -weight.shape[1] % GROUP)).view(weight.shape[0], -1, GROUP)
+    low, high = groups.amin(dim=2), groups.amax(dim=2)
+    scale = ((high - low) / 15.0).clamp_min(TINY).to(torch.bfloat16)
+    middle = (low + 8.0 * scale.float()).to(torch.bfloat16)
+    numbers = (groups - middle.float().unsqueeze(2)) / scale.float().unsqueeze(2) + 8.0
+    numbers = numbers.round().clamp(0, 15).to(torch.uint8).flatten(1)
+    return numbers[:, 0::2] | (numbers[:, 1::2] << 4), torch.stack((scale, middle), dim=2)
