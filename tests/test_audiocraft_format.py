@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tinymusician_core import ModelError, SamplingSpec, load
+from tinymusician_core.audiocraft_format import Settings, text_place
 
 LM, CODEC = "state_dict.bin", "compression_state_dict.bin"
 PROMPT = "a calm piano waltz in g major"
@@ -158,7 +159,8 @@ def test_a_hub_repository_of_audiocraft_alone_is_downloaded(tiny_audiocraft, mon
     ("file", "old", "new", "said"),
     [
         (LM, "transformer_lm\ncodebooks", "transformer_lm_magnet\ncodebooks", "lm_model 'transformer_lm_magnet'"),
-        (LM, "modeling: delay", "modeling: parallel", "codebooks_pattern.modeling 'parallel'"),
+        (LM, "modeling: delay", "modeling: parallel", "has the codebook pattern 'parallel'"),
+        (LM, "modeling: delay", "modeling: null", "has the codebook pattern None"),
         (LM, "[0, 1, 2, 3]", "[0, 1, 1, 1]", r"codebook delays [0, 1, 1, 1], and only [0, 1, 2, 3] are supported"),
         (LM, "norm_first: true", "norm_first: false", "norm_first False, and only True is supported"),
         (LM, "positional_embedding: sin", "positional_embedding: rope", "positional_embedding 'rope'"),
@@ -241,3 +243,38 @@ def test_transformers_files_beside_it_are_preferred(folder, tiny_musicgen):
         shutil.copy(file, folder)
     assert {file.name for file in load(folder).files} >= {"config.json", "model.safetensors"}
     assert LM not in {file.name for file in load(folder).files}
+
+
+def test_the_oldest_checkpoints_name_their_pattern_elsewhere(folder):
+    set_text(folder / LM, "modeling: delay", "modeling: null")
+    set_text(folder / LM, "n_q: 4,", "n_q: 4, q_modeling: delay,")
+    assert load(folder).decoder.config.delays == (0, 1, 2, 3)
+
+
+MELODY = """
+sample_rate: 32000
+fuser: {sum: [], prepend: [self_wav, description], cross: [], input_interpolate: []}
+conditioners:
+  args: {drop_desc_p: 0.5}
+  self_wav:
+    model: chroma_stem
+    chroma_stem: {sample_rate: "${sample_rate}", n_chroma: 12, radix2_exp: 14, argmax: true, cache_path: null}
+  description: {model: t5}
+dataset: {segment_duration: 30}
+"""
+
+
+def test_a_melody_checkpoint_has_room_for_its_melody_and_then_the_text():
+    path = Path(LM)
+    assert text_place(Settings(MELODY, path)) == ("prepend", 235)  # what transformers calls chroma_length
+    assert text_place(Settings(MELODY.replace("duration: 30", "duration: 0.1"), path)) == ("prepend", 5)
+    with pytest.raises(ModelError, match="argmax False, and only True is supported"):
+        text_place(Settings(MELODY.replace("argmax: true", "argmax: false"), path))
+    with pytest.raises(ModelError, match="conditioned on description by cross, self_wav by prepend"):
+        text_place(
+            Settings(MELODY.replace("self_wav, description], cross: []", "self_wav], cross: [description]"), path)
+        )
+    with pytest.raises(ModelError, match="conditioned on self_wav, unused"):
+        text_place(
+            Settings(MELODY.replace("prepend: [self_wav, description], cross: []", "cross: [description]"), path)
+        )

@@ -51,7 +51,6 @@ _CHROMA_DEMANDS = {
 # whether a checkpoint may leave it out because that is AudioCraft's default.
 _DEMANDS = {
     "lm_model": ("transformer_lm", False),
-    "codebooks_pattern.modeling": ("delay", False),
     "codebooks_pattern.delay.flatten_first": (0, True),
     "codebooks_pattern.delay.empty_initial": (0, True),
     "transformer_lm.norm": ("layer_norm", True),
@@ -150,9 +149,8 @@ def decoder_settings(settings: Settings) -> dict[str, Any]:
     settings.demand(_DEMANDS)
     codebooks, entries, width = (settings.get(f"transformer_lm.{name}") for name in ("n_q", "card", "dim"))
     channels = 2 if settings.get("interleave_stereo_codebooks.use", False) else 1
-    delays = settings.get("codebooks_pattern.delay.delays", None) or list(range(codebooks))
-    if tuple(delays) != pattern(codebooks, channels):
-        wanted = list(pattern(codebooks, channels))
+    delays, wanted = _delays(settings, codebooks), list(pattern(codebooks, channels))
+    if delays != wanted:
         raise ModelError(f"{settings.source} has codebook delays {delays}, and only {wanted} are supported")
     return {
         "vocab_size": entries,
@@ -167,6 +165,16 @@ def decoder_settings(settings: Settings) -> dict[str, Any]:
         "activation_function": settings.get("transformer_lm.activation", "relu"),
         "max_position_embeddings": 2048,
     }
+
+
+def _delays(settings: Settings, codebooks: int) -> list[int]:
+    """The delay of each codebook; the oldest checkpoints name the pattern elsewhere, and mean 0, 1, 2, ..."""
+    named = settings.get("codebooks_pattern.modeling", None)
+    modeling = named or settings.get("transformer_lm.q_modeling", None)
+    if modeling != "delay":
+        raise ModelError(f"{settings.source} has the codebook pattern {modeling!r}, and only 'delay' is supported")
+    listed = settings.get("codebooks_pattern.delay.delays", None) if named else None
+    return list(range(codebooks)) if listed is None else list(listed)
 
 
 def text_place(settings: Settings) -> tuple[str, int]:

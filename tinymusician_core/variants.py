@@ -60,7 +60,8 @@ def load(source: str | os.PathLike, device: str = "cpu") -> Pipeline:
     """Load a model.
 
     Args:
-        source: "teacher", "student" or "quantized" of the demo family, a folder, or a hub id.
+        source: "teacher", "student" or "quantized" of the demo family, a folder of ours, of transformers or of
+            AudioCraft, or a hub id.
         device: a torch device.
 
     Returns:
