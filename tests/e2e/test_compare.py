@@ -172,7 +172,7 @@ def test_a_killed_worker_is_named_and_the_others_still_play(open_page, studio):
 
 def test_a_refresh_in_the_middle_keeps_what_was_made(open_page, studio):
     page = open_page()
-    generate(page, "a slow march", seconds="120", models=("teacher", "student", "quantized"))
+    generate(page, "a slow march", seconds="300", models=("teacher", "student", "quantized"))
     page.wait_for_selector(card("teacher", "done"))
     page.wait_for_selector(card("student", "working") + " .is-live")
     page.reload()

@@ -40,7 +40,7 @@ def test_a_clip_is_heard_while_it_is_made_and_goes_on_in_the_whole(open_page, st
             else None
         ),
     )
-    generate(page, seconds="60", models=("teacher",))
+    generate(page, seconds=LONG, models=("teacher",))
     page.wait_for_selector(f"{card('teacher', 'working')} .is-live .tm-shape path")
     assert fetched == []  # nobody has pressed play
     page.click(f"{card('teacher')} .tm-play")
