@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from ..records import ModelError
 
+STEP_ROWS = 2  # what weights are laid out for: guidance makes two rows of a prompt
+
 
 def int8_rows(weight: Tensor, scale_type: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Symmetric int8 a row: weight [O,I] -> values int8 [O,I] in -127..127 and scales [O].
@@ -227,11 +229,19 @@ class Fp16Linear(PackedLinear):
 
 
 class Bf16Linear(PackedLinear):
-    """bfloat16 weights and inputs, sums in float32: fast where the machine has the instructions, and for many rows."""
+    """bfloat16 weights and inputs, sums in float32.
+
+    On a CPU with the instructions for it, oneDNN's product over weights in oneDNN's own order: twice as fast for two
+    rows as torch's, which has the weights in plain order. The packed weights are the only copy.
+    """
 
     def __init__(self, like: nn.Linear, half: Tensor, bias: Tensor | None):
         super().__init__(like, bias)
-        self.register_buffer("half_weight", half, persistent=False)
+        self._packed = None
+        able = half.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self.register_buffer("half_weight", None if able else half, persistent=False)
+        if able:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(half.contiguous(), STEP_ROWS)
 
     @classmethod
     def pack(cls, linear: nn.Linear) -> Bf16Linear:
@@ -242,10 +252,20 @@ class Bf16Linear(PackedLinear):
         half = expect(tensors, "half", (like.out_features, like.in_features), torch.bfloat16)
         return cls(like, half, expect_bias(tensors, like))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bf16Linear:
+        if self._packed is not None and not stays_on_cpu(fn):
+            self.half_weight, self._packed = self.stored()["half"], None
+        return super()._apply(fn, recurse)
+
     def stored(self) -> dict[str, Tensor]:
-        return {"half": self.half_weight, **super().stored()}
+        half = self.half_weight if self._packed is None else self._packed.to_dense()
+        return {"half": half, **super().stored()}
 
     def forward(self, x: Tensor) -> Tensor:
         """x float32 [..., I] -> float32 [..., O]."""
-        y = functional.linear(x.to(torch.bfloat16), self.half_weight).float()
+        x = x.to(torch.bfloat16)
+        if self._packed is not None:
+            y = torch.ops.mkldnn._linear_pointwise(x, self._packed, None, "none", [], "").float()
+        else:
+            y = functional.linear(x, self.half_weight).float()
         return y if self.bias is None else y + self.bias
