@@ -190,6 +190,25 @@ def touch_kernels() -> None:
         functional.conv1d(torch.ones(1, 8, 32), torch.ones(8, 1, 7), groups=8)
         spectrum = torch.stft(torch.ones(1, 4000), 640, 160, window=window, return_complex=True)
         torch.istft(spectrum, 640, 160, window=window)
+        for heads in (1, 2):
+            for scheme in ("fp32", "int8"):
+                step_once(heads, scheme)
+
+
+def step_once(heads: int, scheme: str) -> None:
+    """One step of a tiny decoder with heads of 64 / `heads`: what a step compiles is read, or made the first time.
+
+    A cache beside packed weights is of another type, with kernels of its own.
+    """
+    import torch
+
+    from .engine.decoder import Decoder, DecoderConfig
+    from .quant.schemes import pack
+
+    decoder = Decoder(DecoderConfig(width=64, layers=1, heads=heads, ffn=64, codebooks=1, entries=8, pad=8)).eval()
+    decoder.layers[0].qkv = pack(torch.nn.Linear(64, 192), scheme)
+    cache = decoder.prepare(torch.ones(2, 1, 64), torch.ones(2, 1), 4)
+    decoder.step(torch.zeros(2, 1, dtype=torch.long), cache)
 
 
 def main() -> None:
