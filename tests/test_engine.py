@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tinymusician_core.engine import Decoder, DecoderConfig, frames
+from tinymusician_core.engine.graph import GraphStep
 from tinymusician_core.engine.linear import StepLinear
+from tinymusician_core.quant.schemes import pack
 from tinymusician_core.records import SamplingSpec
 
 
@@ -48,22 +50,112 @@ def cases(draw):
     return shape, lengths, text, positions, draw(st.integers(0, positions)), draw(st.integers(0, 2**31))
 
 
-@settings(deadline=None, max_examples=60)
-@given(cases())
-def test_the_cached_path_equals_the_cacheless_one(case):
-    shape, lengths, text, positions, prefilled, seed = case
-    decoder = make_decoder(seed, **shape)
+def make_inputs(decoder, lengths, text, positions, seed):
     generator = torch.Generator().manual_seed(seed + 1)
     config = decoder.config
     states = torch.randn(len(lengths), text, config.width, generator=generator)
     mask = torch.arange(text) < torch.tensor(lengths).unsqueeze(1)
     tokens = torch.randint(0, config.entries + 1, (len(lengths), config.codebooks, positions), generator=generator)
+    return states, mask, tokens
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases())
+def test_the_cached_path_equals_the_cacheless_one(case):
+    shape, lengths, text, positions, prefilled, seed = case
+    decoder = make_decoder(seed, **shape)
+    states, mask, tokens = make_inputs(decoder, lengths, text, positions, seed)
     expected = decoder.logits(tokens, states, mask).detach()
     assert expected.isfinite().all()
     cache = decoder.prepare(states, mask, positions)
     parts = [decoder.prefill(tokens[:, :, :prefilled], cache)] if prefilled else []
     parts += [decoder.step(tokens[:, :, t], cache).unsqueeze(2) for t in range(prefilled, positions)]
     torch.testing.assert_close(torch.cat(parts, dim=2), expected, atol=1e-4, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=30)
+@given(cases())
+def test_the_step_of_fixed_shapes_equals_the_cacheless_one(case):
+    shape, lengths, text, positions, prefilled, seed = case
+    decoder = make_decoder(seed, **shape)
+    states, mask, tokens = make_inputs(decoder, lengths, text, positions, seed)
+    expected = decoder.logits(tokens, states, mask).detach()
+    cache = decoder.prepare(states, mask, positions + 2)
+    if prefilled:
+        decoder.prefill(tokens[:, :, :prefilled], cache)
+    cache.fast_step = GraphStep(decoder, cache)
+    with torch.inference_mode():
+        for t in range(prefilled, positions):
+            found = decoder.step(tokens[:, :, t], cache)
+            torch.testing.assert_close(found, expected[:, :, t], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_cuda_graph_generates_what_the_cpu_generates():
+    decoder = make_decoder()
+    states, mask = make_text(decoder)
+    wanted = collect(decoder, states, mask, SamplingSpec(greedy=True), 8)
+    found = collect(decoder.to("cuda"), states.cuda(), mask.cuda(), SamplingSpec(greedy=True), 8)
+    assert torch.equal(found.cpu(), wanted)
+
+
+@settings(deadline=None, max_examples=30)
+@given(cases(), st.integers(0, 3))
+def test_a_text_before_the_music_is_read_once_and_kept(case, prefix):
+    shape, lengths, text, positions, prefilled, seed = case
+    decoder = make_decoder(seed, **shape, text="prepend", prefix=prefix)
+    states, mask, tokens = make_inputs(decoder, [text if length else 0 for length in lengths], text, positions, seed)
+    expected = decoder.logits(tokens, states, mask).detach()
+    cache = decoder.prepare(states, mask, positions)
+    assert (cache.length, cache.capacity) == (0, positions)
+    for _ in range(2):
+        parts = [decoder.prefill(tokens[:, :, :prefilled], cache)] if prefilled else []
+        parts += [decoder.step(tokens[:, :, t], cache).unsqueeze(2) for t in range(prefilled, positions)]
+        torch.testing.assert_close(torch.cat(parts, dim=2), expected, atol=1e-4, rtol=1e-4)
+        cache.rewind()
+    assert "cross_q" not in dict(decoder.layers[0].named_modules())
+
+
+def test_prompts_before_the_music_must_be_of_one_length():
+    decoder = make_decoder(text="prepend")
+    states, mask = make_text(decoder, batch=2)
+    mask[1, 3] = 0
+    with pytest.raises(ValueError, match="all prompts of a batch need as many tokens"):
+        decoder.prepare(states, mask, 4)
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "bf16", "int8", "int8-weight", "int4"])
+def test_packed_weights_keep_their_cache_in_bfloat16_and_stay_close(scheme):
+    decoder = make_decoder(width=64, ffn=96)
+    states, mask = make_text(decoder, batch=2)
+    tokens = torch.randint(0, 20, (2, 3, 9), generator=torch.Generator().manual_seed(5))
+    for name, module in list(decoder.named_modules()):
+        if isinstance(module, nn.Linear):
+            decoder.set_submodule(name, pack(module, scheme))
+    with torch.inference_mode():
+        expected = decoder.logits(tokens, states, mask)
+        cache = decoder.prepare(states, mask, 9)
+        found = torch.stack([decoder.step(tokens[:, :, t], cache) for t in range(9)], dim=2)
+    assert cache.store.dtype == torch.bfloat16
+    assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("scheme", ["fp32", "int8", "int8-weight", "int4", "fp16"])
+def test_each_row_of_a_batch_is_its_single_run_whatever_the_weights(scheme, cfg):
+    decoder = make_decoder(width=64, ffn=96, entries=40)
+    for name, module in list(decoder.named_modules()):
+        if isinstance(module, nn.Linear):
+            decoder.set_submodule(name, pack(module, scheme))
+    states, mask = make_text(decoder, batch=3)
+    states[1] *= 20.0
+    mask[2, 2:] = 0
+    specs = [SamplingSpec(seed=seed, cfg=cfg) for seed in (4, 5, 6)]
+    batch = torch.stack(list(frames(decoder, states, mask, specs, 12, window=7)), dim=2)
+    for row, spec in enumerate(specs):
+        single = states[row : row + 1, : int(mask[row].sum())], mask[row : row + 1, : int(mask[row].sum())]
+        alone = torch.stack(list(frames(decoder, *single, spec, 12, window=7)), dim=2)
+        assert torch.equal(batch[row : row + 1], alone)
 
 
 def test_prefill_goes_on_where_the_cache_ends():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,12 +29,38 @@ class Text:
     mask: Tensor | None
 
 
-class LayerView(NamedTuple):
-    """What one layer needs for `n` new positions: where to write, and what is filled with them."""
+class LayerView:
+    """One layer's keys and values up to the positions that are new, whose number is known.
 
-    write: Tensor  # [2,R,n,D], a view into the cache
-    keys: Tensor  # [R,filled,D]
-    values: Tensor  # [R,filled,D]
+    Args:
+        store: [2,R,C,D], the layer's part of the cache.
+        first, end: the new positions; what is read ends with them.
+    """
+
+    def __init__(self, store: Tensor, first: int, end: int):
+        self._new = store[:, :, first:end]
+        self.keys, self.values = store[:, :, :end].unbind(0)  # [R,end,D]
+
+    def put(self, keys: Tensor, values: Tensor) -> None:
+        """Write the new keys and values [R,n,D]."""
+        self._new.copy_(torch.stack((keys, values)))
+
+
+class StaticView:
+    """One layer's keys and values as they are always, with the new position in a tensor: for graphs of fixed shapes.
+
+    Args:
+        store: [2,R,C,D], the layer's part of the cache; all of it is read.
+        position: int64 [1] on the same device.
+    """
+
+    def __init__(self, store: Tensor, position: Tensor):
+        self._store, self._position = store, position
+        self.keys, self.values = store.unbind(0)  # [R,C,D]
+
+    def put(self, keys: Tensor, values: Tensor) -> None:
+        """Write the new keys and values [R,1,D]."""
+        self._store.index_copy_(2, self._position, torch.stack((keys, values)).to(self._store.dtype))
 
 
 class Cache:
@@ -44,7 +69,7 @@ class Cache:
     Attributes:
         length: positions filled so far, those of a text that stands before the music not counted.
         text: what the layers attend to beside it; None in a model whose text stands before the music.
-        fused: the compiled step over this cache, where the machine has one.
+        fast_step: the quick step over this cache, where the device has one: tokens and position to logits.
     """
 
     def __init__(
@@ -60,7 +85,7 @@ class Cache:
         if capacity < 1:
             raise ValueError(f"a cache needs room for at least 1 position, got {capacity}")
         self.text = text
-        self.fused: Callable[[Tensor, int], Tensor] | None = None
+        self.fast_step: Callable[[Tensor, int], Tensor] | None = None
         self.store = torch.zeros(layers, 2, rows, capacity, width, dtype=dtype, device=device)
         self._filled = self._start = 0
 
@@ -106,7 +131,5 @@ class Cache:
         return end - positions
 
     def views(self, first: int) -> list[LayerView]:
-        """Each layer's views, the positions from `first` to the last one filled being new."""
-        write = self.store.narrow(3, first, self._filled - first).unbind(0)
-        filled = self.store.narrow(3, 0, self._filled)
-        return [LayerView(write[i], filled[i, 0], filled[i, 1]) for i in range(len(write))]
+        """Each layer's view, the positions from `first` to the last one filled being new."""
+        return [LayerView(store, first, self._filled) for store in self.store]

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .cache import Cache, LayerView, Text
+from .cache import Cache, LayerView, StaticView, Text
 from .config import ACTIVATIONS, DecoderConfig
 from .fused import FusedStep
+from .graph import GraphStep
 from .linear import StepLinear
 
 POSITIONS = 2048
@@ -64,7 +65,7 @@ class DecoderLayer(nn.Module):
         mixed = F.scaled_dot_product_attention(self._split(query), keys, values, mask)
         return mixed.transpose(1, 2).reshape(-1, query.shape[2])
 
-    def span(self, x: Tensor, mask: Tensor | None, text: tuple | None, view: LayerView | None) -> Tensor:
+    def span(self, x: Tensor, mask: Tensor | None, text: tuple | None, view: LayerView | StaticView | None) -> Tensor:
         """Several positions: x [R,T,D] -> [R,T,D].
 
         Args:
@@ -77,7 +78,7 @@ class DecoderLayer(nn.Module):
         flat = x.reshape(-1, shape[2])
         query, keys, values = self.qkv(self.self_norm(flat)).view(*shape[:2], 3, shape[2]).unbind(2)
         if view is not None:
-            view.write.copy_(torch.stack((keys, values)))
+            view.put(keys, values)
             keys, values = view.keys, view.values
         flat = flat + self.out(self._attend(query, keys, values, mask))
         if text is not None:
@@ -156,7 +157,7 @@ class Decoder(nn.Module):
         place = torch.zeros(states.shape[0], self.config.prefix, dtype=torch.long, device=states.device)
         return torch.cat([self.prefix(place).to(states.dtype), states], dim=1)
 
-    def _embed(self, tokens: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor) -> Tensor:
         """tokens [R,K,T] -> [R,T,D], without positions."""
         x = self.embeddings[0](tokens[:, 0])
         for k in range(1, self.config.codebooks):
@@ -166,13 +167,16 @@ class Decoder(nn.Module):
     def _span(self, x: Tensor, start: int, text: Text | None, views: list) -> Tensor:
         """States x [R,T,D] at the positions from `start` on, through all layers."""
         count = x.shape[1]
-        x = x + self.positions[start : start + count]
         mask = torch.ones(count, start + count, dtype=torch.bool, device=x.device).tril(start)
+        return self.through(x + self.positions[start : start + count], mask, text, views)
+
+    def through(self, x: Tensor, mask: Tensor, text: Text | None, views: list) -> Tensor:
+        """States x [R,T,D] with their positions, through all layers; `mask` bool [T, filled] is what each sees."""
         for i, (layer, view) in enumerate(zip(self.layers, views, strict=True)):
             x = layer.span(x, mask, None if text is None else (text.keys[i], text.values[i], text.mask), view)
         return x
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def read_out(self, x: Tensor) -> Tensor:
         """States [R,T,D] -> logits float32 [R,K,T,V]."""
         rows, count, width = x.shape
         logits = self.heads(self.norm(x).reshape(-1, width)).view(rows, count, self.config.codebooks, -1)
@@ -204,22 +208,24 @@ class Decoder(nn.Module):
             start = cache.claim(before.shape[1])
             self._span(before, start, None, cache.views(start))
             cache.keep_as_text()
-        if device.type == "cpu" and self.positions.dtype == torch.float32:
-            cache.fused = FusedStep(self, cache, prompts)
+        if device.type == "cuda":
+            cache.fast_step = GraphStep(self, cache)
+        elif device.type == "cpu" and self.positions.dtype == torch.float32:
+            cache.fast_step = FusedStep(self, cache, prompts)
         return cache
 
     @torch.inference_mode()
     def step(self, tokens: Tensor, cache: Cache) -> Tensor:
         """One position of tokens int64 [R,K] -> logits float32 [R,K,V]."""
-        if cache.fused is not None:
-            return cache.fused(tokens, cache.claim(1))
+        if cache.fast_step is not None:
+            return cache.fast_step(tokens, cache.claim(1))
         return self.prefill(tokens.unsqueeze(2), cache)[:, :, 0]
 
     @torch.inference_mode()
     def prefill(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Several positions at once: tokens int64 [R,K,T] -> logits float32 [R,K,T,V]; the cache grows by T."""
         start = cache.claim(tokens.shape[2])
-        return self._logits(self._span(self._embed(tokens), start, cache.text, cache.views(start)))
+        return self.read_out(self._span(self.embed(tokens), start, cache.text, cache.views(start)))
 
     def logits(self, tokens: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """The slow twin without a cache, which also carries gradients.
@@ -233,10 +239,10 @@ class Decoder(nn.Module):
             Logits float32 [R,K,T,V]; those at position t are for position t + 1.
         """
         states, keep = self._states(states, mask)
-        x, text = self._embed(tokens), None
+        x, text = self.embed(tokens), None
         if self.config.text == "cross":
             text = self._text(states, keep)
         else:
             x = torch.cat([self._before(states, keep), x], dim=1)
         self._room_for(x.shape[1])
-        return self._logits(self._span(x, 0, text, [None] * len(self.layers))[:, -tokens.shape[2] :])
+        return self.read_out(self._span(x, 0, text, [None] * len(self.layers))[:, -tokens.shape[2] :])

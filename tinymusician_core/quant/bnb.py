@@ -33,6 +33,8 @@ def kernels() -> ModuleType:
 class BnbInt8Linear(PackedLinear):
     """LLM.int8() (Dettmers et al., arXiv 2208.07339) without outlier columns: int8 a row of weights and of inputs."""
 
+    capturable = False  # bitsandbytes chooses kernels and buffers as it runs
+
     def __init__(self, like: nn.Linear, values: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__(like, bias)
         self.register_buffer("values", aligned(values), persistent=False)
@@ -66,6 +68,8 @@ class BnbInt8Linear(PackedLinear):
 
 class Nf4Linear(PackedLinear):
     """NF4 (QLoRA, Dettmers et al., arXiv 2305.14314): 4 bits, a float16 scale for each 64; bfloat16 products."""
+
+    capturable = False  # bitsandbytes chooses kernels and buffers as it runs
 
     def __init__(self, like: nn.Linear, packed: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__(like, bias)
