@@ -76,6 +76,13 @@ def codec_settings(settings: Settings, codebooks: int) -> dict[str, Any]:
     }
 
 
+def transformers_name(name: str) -> str:
+    """What transformers' EncodecModel calls a weight of AudioCraft's."""
+    for old, new in _NAMES:
+        name = old.sub(new, name)
+    return name
+
+
 def make_codec(state: dict[str, Tensor], settings: Settings, codebooks: int) -> nn.Module:
     """A transformers EncodecModel with the weights of AudioCraft's; codebooks that are not in use are left out.
 
@@ -87,8 +94,7 @@ def make_codec(state: dict[str, Tensor], settings: Settings, codebooks: int) -> 
     model = EncodecModel(EncodecConfig(**codec_settings(settings, codebooks)))
     renamed = {}
     for name, tensor in state.items():
-        for old, new in _NAMES:
-            name = old.sub(new, name)
+        name = transformers_name(name)
         book = re.match(r"quantizer\.layers\.(\d+)\.", name)
         if book is None or int(book.group(1)) < codebooks:
             renamed[name] = tensor.float()

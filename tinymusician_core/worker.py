@@ -183,12 +183,6 @@ class Worker:
 
     def _spawn(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="tinymusician-"))
-        paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
-        # Threads that spin while they wait make every step up to a hundred times slower once another program is busy.
-        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        if self.threads is not None:
-            environment["OMP_NUM_THREADS"] = str(self.threads)
         command = [sys.executable, "-m", "tinymusician_core.worker_process", str(self._folder)]
         with open(self._folder / "stderr", "wb") as stderr:
             self._process = subprocess.Popen(
@@ -196,7 +190,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=environment,
+                env=child_environment(self.threads),
                 start_new_session=True,  # Ctrl-C in a terminal is for us: we ask the child to stop
             )
         self._answers: queue.Queue = queue.Queue()
@@ -303,6 +297,17 @@ class Worker:
             with contextlib.suppress(OSError, ValueError):
                 process.stdin.write(json.dumps({**order, "id": self._order}).encode() + b"\n")
                 process.stdin.flush()
+
+
+def child_environment(threads: int | None) -> dict[str, str]:
+    """The environment of a process that computes, with `threads` CPU threads; None leaves their number to torch."""
+    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
+    # Threads that spin while they wait make every step up to a hundred times slower once another program is busy.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    return environment
 
 
 def read_lines(stream, put: Callable[[dict | None], None]) -> None:

@@ -62,7 +62,8 @@ def emit_json(record: Mapping) -> None:
     print(json.dumps(record, allow_nan=False), flush=True)
 
 
-def _shown(value: float | None, form: str) -> str:
+def shown(value: float | None, form: str) -> str:
+    """A number in a form such as "{:.2f} ms", or that it was not measured."""
     return "not measured" if value is None else form.format(value)
 
 
@@ -79,19 +80,19 @@ def print_figures(rows: Sequence[tuple[str, Figures]]) -> None:
     for name, figures in rows:
         table.add_row(
             escape(name),
-            _shown(figures.first_sound_ms, "{:,.0f} ms"),
-            _shown(figures.ms_per_step, "{:.2f} ms"),
-            _shown(figures.x_realtime, "{:.2f}"),
-            _shown(figures.total_s, "{:.2f} s"),
-            _shown(_megabytes(figures.peak_memory_bytes), "{:,.1f} MB"),
-            _shown(_megabytes(figures.disk_bytes), "{:,.1f} MB"),
+            shown(figures.first_sound_ms, "{:,.0f} ms"),
+            shown(figures.ms_per_step, "{:.2f} ms"),
+            shown(figures.x_realtime, "{:.2f}"),
+            shown(figures.total_s, "{:.2f} s"),
+            shown(_megabytes(figures.peak_memory_bytes), "{:,.1f} MB"),
+            shown(_megabytes(figures.disk_bytes), "{:,.1f} MB"),
         )
-    _print(table)
+    print_table(table)
     first = rows[0][1]
     print(f"{first.device}, {first.threads} threads; median of {first.runs} run{'s' * (first.runs != 1)}")
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
     """A table at its natural width where standard output is no terminal, so that nothing is cut off in a file."""
     console = Console(file=sys.stdout)
     if not console.is_terminal:
@@ -105,4 +106,4 @@ def print_checks(rows: Sequence[tuple[str, str, str, str]]) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for status, name, found, hint in rows:
         table.add_row(f"[{colour[status]}]{status}[/]", name, escape(found), escape(hint))
-    _print(table)
+    print_table(table)

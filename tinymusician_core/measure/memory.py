@@ -59,6 +59,17 @@ class PeakMemory:
         if not self._kernel and self._idle is not None:
             threading.Thread(target=self._sample, daemon=True).start()
 
+    def forget_peak(self) -> None:
+        """Let the highest resident set count from now on, with free memory handed back first; idle stays what it was.
+
+        So that what making a model took for a moment does not count as what it holds.
+        """
+        _give_back_free_memory()
+        if self._kernel:
+            _restart_high_water_mark()
+        else:
+            self._highest = self._resident() or 0
+
     def _resident(self) -> int | None:
         try:
             return _status_bytes("VmRSS") if self._kernel else self._process.memory_info().rss
