@@ -5,9 +5,11 @@ import sys
 
 import pytest
 import torch
+from conftest import scramble
 from torch import nn
 
 import tinymusician_core as tm
+from tinymusician_core.codec.spectral import SpectralCodec, SpectralEncoder
 from tinymusician_core.quant import apply
 from tinymusician_core.quant.apply import apply_plan, quantize
 from tinymusician_core.quant.plan import PRESETS, Plan, packable, preset
@@ -157,7 +159,7 @@ def test_a_quantized_model_stays_close_to_its_float_self(folder, tmp_path, plan)
 def test_no_float_weights_are_made(folder, tmp_path):
     quantize(tm.load(folder), "int8", tmp_path / "q")
     config = json.loads((tmp_path / "q" / "config.json").read_text())
-    skeleton = build(config, tmp_path / "q" / "tokenizer.json")
+    skeleton = build(config, tmp_path / "q")
     assert {p.device.type for m in skeleton.modules() if isinstance(m, nn.Linear) for p in m.parameters()} == {"meta"}
     loaded = tm.load(tmp_path / "q")
     assert not sizes(loaded.modules) & {"Linear", "Embedding"}
@@ -170,20 +172,30 @@ def test_a_plan_replays(student, tmp_path):
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
-def test_an_encoder_that_was_read_is_left_out(tiny_family, student, tmp_path):
-    student.codec._encoder = nn.Linear(3, 3)
-    quantize(student, "int8", tmp_path / "q")
+def test_the_codecs_encoder_lies_beside_and_is_read_when_a_sound_is_encoded(folder, tmp_path):
+    source = tm.load(folder)
+    if isinstance(source.codec, SpectralCodec):
+        source.codec._encoder = scramble(SpectralEncoder(source.codec.config), seed=3)
+    sound = torch.rand(1, 1, 12800, generator=torch.Generator().manual_seed(2)) - 0.5
+    wanted = source.codec.encode(sound)
+    written = quantize(source, "int8", tmp_path / "q")
     loaded = tm.load(tmp_path / "q")
-    assert loaded.codec._encoder is None
+    encoder = tmp_path / "q" / "encoder.safetensors"
+    assert not [name for name in written.schemes if name.startswith(("codec.encoder", "codec._encoder"))]
+    assert encoder not in loaded.files
+    assert written.disk_bytes == loaded.disk_bytes
+    assert float((loaded.codec.encode(sound) == wanted).float().mean()) > 0.9
+    encoder.unlink()
+    with pytest.raises((ModelError, FileNotFoundError), match="without its"):
+        build(json.loads((tmp_path / "q" / "config.json").read_text()), tmp_path / "q")["codec"].encode(sound)
+
+
+def test_a_codec_without_an_encoder_is_quantized_without_one(student, tmp_path):
+    student.codec.encoder_file = None
+    quantize(student, "int8", tmp_path / "q")
+    assert not (tmp_path / "q" / "encoder.safetensors").exists()
     with pytest.raises(FileNotFoundError, match="saved without its encoder"):
-        loaded.codec.encode(torch.zeros(1, 1, 3200))
-
-
-def test_encodecs_encoder_is_left_out(tiny_musicgen, tmp_path):
-    written = quantize(tm.load(tiny_musicgen), "int8", tmp_path / "q")
-    assert not [name for name in written.schemes if name.startswith("codec.encoder")]
-    with pytest.raises(ModelError, match="it can decode only"):
-        tm.load(tmp_path / "q").codec.encode(torch.zeros(1, 1, 6400))
+        tm.load(tmp_path / "q").codec.encode(torch.zeros(1, 1, 3200))
 
 
 def test_what_is_quantized_already_and_unknown_models_are_refused(student, tmp_path):

@@ -268,9 +268,10 @@ class SpectralCodec(nn.Module):
         """
         check_audio(self, audio)
         score, latent = self.encoder(F.pad(audio, (0, -audio.shape[-1] % self.config.samples_per_frame)))
-        codes = [nearest(score, self.decoder.score_codebook.weight)]
+        entries = torch.arange(self.codebook_size, device=audio.device)
+        codes = [nearest(score, self.decoder.score_codebook(entries))]
         for book in self.decoder.codebooks:
-            codes.append(nearest(latent, book.weight))
+            codes.append(nearest(latent, book(entries)))
             latent = latent - book(codes[-1])
         return torch.stack(codes, dim=1)
 

@@ -24,7 +24,7 @@ from ..pipeline import Pipeline
 from ..records import Cancelled, ModelError
 from .plan import Plan, packable, preset
 from .schemes import from_tensors, pack, to_tensors
-from .skeleton import ENCODERS, build, describe
+from .skeleton import ENCODER_FILE, ENCODERS, build, describe, encoder_state
 
 MODEL_TYPE = "tinymusician-quantized"
 FILES = ("model.safetensors", "plan.json", "tokenizer.json")
@@ -34,7 +34,10 @@ OnModule = Callable[[str, int, int], None]  # a module's name, how many are done
 
 @dataclass(frozen=True)
 class Quantized:
-    """What `quantize` wrote: where, how big, beside what, and the scheme of every module."""
+    """What `quantize` wrote: where, how big, beside what, and the scheme of every module.
+
+    The bytes are of what generating reads; the codec's encoder, which only going on from a sound needs, lies beside.
+    """
 
     folder: Path
     preset: str
@@ -79,6 +82,9 @@ def quantize(
         save_file(tensors, partial / "model.safetensors")
         del tensors
         pipeline.text_encoder.tokenizer.backend_tokenizer.save(str(partial / "tokenizer.json"))
+        encoder = encoder_state(pipeline.modules["codec"])
+        if encoder:
+            save_file(encoder, partial / ENCODER_FILE)
         _write_json(partial / "plan.json", {"name": plan.name, "rules": dict(plan.rules), "modules": schemes})
         config = {
             "model_type": MODEL_TYPE,
@@ -88,10 +94,10 @@ def quantize(
             "torch": torch.__version__,
             "window_s": pipeline.window_s,
             **describe(pipeline.modules),
-            "files": {name: sha256_of(partial / name) for name in FILES},
+            "files": {name: sha256_of(partial / name) for name in (*FILES, *([ENCODER_FILE] if encoder else []))},
         }
         _write_json(partial / "config.json", config)
-        size = sum(file.stat().st_size for file in partial.iterdir())
+        size = sum((partial / name).stat().st_size for name in ("config.json", *FILES))
     return Quantized(folder, plan.name, size, pipeline.disk_bytes, schemes)
 
 
@@ -122,7 +128,7 @@ def load_quantized(folder: str | os.PathLike) -> Parts:
     config, plan = _read_json(folder / "config.json"), _read_json(folder / "plan.json")
     weights = folder / "model.safetensors"
     check_safetensors(weights)
-    modules = build(config, folder / "tokenizer.json")
+    modules = build(config, folder)
     targets = packable(modules)
     schemes = plan["modules"]
     if set(schemes) != set(targets):

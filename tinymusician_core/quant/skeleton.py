@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..codec.encodec import EncodecCodec
@@ -19,7 +20,8 @@ from ..engine.decoder import Decoder, DecoderConfig
 from ..records import ModelError
 from ..text import TextEncoder
 
-# What generating never runs, EnCodec's encoder and ours once it has been read: quantized models leave it out.
+# What generating never runs, EnCodec's encoder and ours once it has been read: it goes to a file of its own.
+ENCODER_FILE = "encoder.safetensors"
 ENCODERS = ("codec.encoder.", "codec._encoder.")
 
 
@@ -33,11 +35,38 @@ class _NoWeights(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-class NoEncoder(nn.Module):
-    """Stands where EnCodec's encoder was."""
+class StoredEncoder(nn.Module):
+    """EnCodec's encoder in a file of its own, read when a sound is first encoded: generating never needs it."""
 
-    def forward(self, *_):
-        raise ModelError("this quantized model was saved without its codec's encoder; it can decode only")
+    def __init__(self, config, path: Path):
+        super().__init__()
+        self._config, self._path = config, path
+        self._read: list[nn.Module] = []  # no submodule: a plan does not reach it
+
+    def forward(self, sound: Tensor) -> Tensor:
+        """Sound [B,C,N] -> [B,D,T].
+
+        Raises:
+            ModelError: the file is not there.
+        """
+        if not self._read:
+            from transformers.models.encodec.modeling_encodec import EncodecEncoder
+
+            if not self._path.is_file():
+                raise ModelError(f"this quantized model was saved without its codec's encoder (no {self._path})")
+            encoder = EncodecEncoder(self._config)
+            encoder.load_state_dict({name: tensor.float() for name, tensor in load_file(self._path).items()})
+            self._read.append(encoder.eval())
+        return self._read[0](sound)
+
+
+def encoder_state(codec: nn.Module) -> dict[str, Tensor]:
+    """The weights of a codec's encoder in half precision, as its file holds them; none where it has no encoder."""
+    try:
+        encoder = codec.encoder
+    except FileNotFoundError:
+        return {}
+    return {name: tensor.half().contiguous() for name, tensor in encoder.state_dict().items()}
 
 
 def tokenizer_record(tokenizer) -> dict[str, str | None]:
@@ -73,29 +102,32 @@ def describe(modules: nn.ModuleDict) -> dict:
     }
 
 
-def build(record: Mapping, tokenizer_file: Path) -> nn.ModuleDict:
-    """The modules "decoder", "text_encoder" and "codec" of a `describe` record, without weights."""
+def build(record: Mapping, folder: Path) -> nn.ModuleDict:
+    """The modules "decoder", "text_encoder" and "codec" of a `describe` record, without weights.
+
+    `folder` holds tokenizer.json, and the codec's encoder where it was saved.
+    """
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
     shape = DecoderConfig(**record["decoder"])
     text = record["text"]
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file), **text["tokenizer"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **text["tokenizer"])
     with _NoWeights():
         encoder = T5EncoderModel(T5Config.from_dict(text["config"]))
         projection = nn.Linear(encoder.config.d_model, shape.width) if text["projection"] else None
         modules = {
             "decoder": Decoder(shape),
             "text_encoder": TextEncoder(tokenizer, encoder, projection),
-            "codec": _codec(record["codec"]),
+            "codec": _codec(record["codec"], folder / ENCODER_FILE),
         }
     return nn.ModuleDict(modules).eval().requires_grad_(False)
 
 
-def _codec(record: Mapping) -> nn.Module:
+def _codec(record: Mapping, encoder_file: Path) -> nn.Module:
     if record["kind"] == "spectral":
-        return SpectralCodec(SpectralConfig(**record["config"]))
+        return SpectralCodec(SpectralConfig(**record["config"]), encoder_file)
     from transformers import EncodecConfig, EncodecModel
 
     model = EncodecModel(EncodecConfig.from_dict(record["config"]))
-    model.encoder = NoEncoder()
+    model.encoder = StoredEncoder(model.config, encoder_file)
     return EncodecCodec(model, record["audio_channels"])
