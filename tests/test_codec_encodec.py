@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import EncodecModel, MusicgenForConditionalGeneration
+from transformers import EncodecConfig, EncodecModel, MusicgenForConditionalGeneration
 
 from tinymusician_core.codec import Codec
 from tinymusician_core.codec.encodec import EncodecCodec
@@ -28,7 +28,35 @@ def test_decoding_gives_one_hop_a_frame_and_is_what_transformers_gives(model, fr
     made = EncodecCodec(model).decode(codes)
     assert made.shape == (2, 1, frames * 640)
     with torch.inference_mode():
-        torch.testing.assert_close(made, model.decode(codes.unsqueeze(0), [None]).audio_values)
+        torch.testing.assert_close(made, model.decode(codes.unsqueeze(0), [None]).audio_values, atol=1e-5, rtol=1e-5)
+
+
+def test_musicgens_own_sizes_decode_as_transformers_does_whole_and_in_chunks():
+    """facebook/encodec_32khz with random weights: 240 MB and, on two cores, about three seconds."""
+    config = EncodecConfig(
+        sampling_rate=32000,
+        target_bandwidths=(2.2,),
+        upsampling_ratios=(8, 5, 4, 4),
+        num_filters=64,
+        hidden_size=128,
+        codebook_size=2048,
+        use_causal_conv=False,
+        use_conv_shortcut=False,
+    )
+    torch.manual_seed(0)
+    model = EncodecModel(config).eval()
+    for layer in model.quantizer.layers:
+        layer.codebook.embed.copy_(torch.randn(layer.codebook.embed.shape))
+    codec = EncodecCodec(model)
+    assert (codec.codebooks, codec.frame_rate_hz, codec.lookahead_frames) == (4, 50.0, 4)
+    codes = torch.randint(0, 2048, (1, 4, 24), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model.decode(codes.unsqueeze(0), [None]).audio_values
+    assert expected.std() > 0.01
+    stream = codec.stream()
+    streamed = [stream.push(part) for part in codes.split([1, 3, 20], dim=2)]
+    for made in (codec.decode(codes), torch.cat([*streamed, stream.finish()], dim=2)):
+        torch.testing.assert_close(made, expected, atol=1e-5, rtol=0)
 
 
 def test_stereo_codebooks_alternate_between_left_and_right(model):
