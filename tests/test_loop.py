@@ -24,7 +24,7 @@ def window_starts(total, given, window, delays):
     starts, start, read = [], 0, 1 + given
     for column in range(given, given + total + max(delays)):
         if read > room:
-            start = column - max(delays) - window // 6
+            start = column - max(delays) - 2 * (window // 12)
             read = column - start + 1
         starts.append(start)
         read += 1
@@ -36,13 +36,15 @@ def slow_frames(decoder, states, mask, spec, total, codes, window):
     delays, pad = decoder.config.delays, decoder.config.pad
     count = codes.shape[2]
     if window is not None and count + total > window:
-        codes = codes[:, :, count - min(count, max(window - total, window // 6)) :]
+        codes = codes[:, :, count - min(count, max(window - total, 2 * (window // 12))) :]
         count = codes.shape[2]
     music = torch.full((1, len(delays), count + total), pad)
     music[:, :, :count] = codes
     draw = Sampler(spec)
     for column, start in enumerate(window_starts(total, count, window, delays), count):
-        seen = delay(music[:, :, start:], delays, pad)[0][:, :, : column - start]
+        opening = music[:, :, : window // 12] if start else music[:, :, :0]
+        held = torch.cat([opening, music[:, :, start + opening.shape[2] :]], dim=2)
+        seen = delay(held, delays, pad)[0][:, :, : column - start]
         tokens = torch.cat([torch.full((1, len(delays), 1), pad), seen], dim=2)
         logits = decoder.logits(tokens, states, mask)[:, :, -1].detach()
         if spec.cfg > 1:
@@ -63,13 +65,13 @@ def pieces(draw):
         "layers": draw(st.integers(1, 2)),
         "entries": draw(st.integers(2, 12)),
     }
-    batch, total = draw(st.integers(1, 3)), draw(st.integers(1, 20))
+    batch, total = draw(st.integers(1, 3)), draw(st.integers(1, 36))
     return {
         "shape": shape,
         "lengths": draw(st.lists(st.integers(1, 4), min_size=batch, max_size=batch)),
         "total": total,
         "given": draw(st.integers(0, 9)),
-        "window": draw(st.none() | st.integers(1, 18)),
+        "window": draw(st.none() | st.integers(1, 30)),
         "cfg": draw(st.sampled_from([1.0, 3.0])),
         "greedy": draw(st.booleans()),
         "top_k": draw(st.sampled_from([0, 3])),
@@ -77,7 +79,7 @@ def pieces(draw):
     }
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=60)
 @given(pieces())
 def test_cache_windows_and_batches_give_what_the_slow_twin_gives(piece):
     decoder = make_decoder(piece["seeds"][0] % 1000, **piece["shape"]).double()
@@ -176,7 +178,7 @@ def test_memory_and_work_a_frame_do_not_grow_with_the_length(monkeypatch):
         work.append(sum(read) / total)
     assert rooms == [32, 22, 22]
     assert work[0] == 0
-    assert work[1] < work[2] < (5 + 2) / (20 - 5), "what is read again for each new frame"
+    assert work[1] < work[2] < (2 + 2) / (20 - 2 - 2), "what is read again for each new frame"
 
 
 def test_a_row_of_a_batch_is_its_single_run_in_float32():

@@ -39,7 +39,8 @@ def frames(
 
     Each row draws from its own seed, so that a row of a batch equals its single run (in float32, to rounding).
     A piece longer than the window costs the same time and memory a frame, however long it gets: when `size_of` frames
-    have been read, the last `context_of(window)` are read anew from position 0, and the music goes on from there.
+    have been read, the last ones move up to the opening, as many of both as `context_of` says, are read anew there,
+    and the music goes on.
 
     Args:
         decoder: the step decoder.
@@ -64,7 +65,7 @@ def frames(
     given = _given(given, config, batch, frames_total, window).to(states.device)
     begun, steps, longest = given.shape[2], steps_for(decoder, frames_total), max(config.delays)
     size = size_of(begun + frames_total, window)
-    seen = Window(given, config.delays, config.pad, size, context_of(window or size))
+    seen = Window(given, config.delays, config.pad, size, *context_of(window or size))
     reader = Reader(decoder, states, mask, specs[0].cfg, seen)
     samplers = [Sampler(spec, states.device) for spec in specs]
     first = torch.tensor(config.delays, device=states.device)
@@ -103,8 +104,7 @@ class Reader:
         `ask` is called before each pass through the decoder, and may raise to end it all.
         """
         if self._cache.length == self._window.room:
-            self._window.slide()
-            self._cache.rewind()
+            self._cache.rewind(self._window.slide())
         unread = self._window.unread(self._cache.length)
         if self._cfg > 1.0:
             unread = torch.cat([unread, unread])
