@@ -181,6 +181,20 @@ def test_memory_and_work_a_frame_do_not_grow_with_the_length(monkeypatch):
     assert work[1] < work[2] < (2 + 2) / (20 - 2 - 2), "what is read again for each new frame"
 
 
+def test_a_row_that_has_come_to_its_end_is_taken_up_from_its_opening_and_the_others_go_on():
+    decoder = make_decoder(entries=60, codebooks=4)
+    states, mask = make_text(decoder, batch=2)
+    specs = [SamplingSpec(seed=1), SamplingSpec(seed=2)]
+    plain = collect(decoder, states, mask, specs, 60, window=36)
+    ended = collect(decoder, states, mask, specs, 60, window=36, over=lambda: torch.tensor([True, False]))
+    assert torch.equal(ended[1], plain[1])
+    assert torch.equal(ended[0, :, :24], plain[0, :, :24]), "a window of 24 frames slides for the first time"
+    kept, longest = 3 + 3, 3
+    assert torch.equal(ended[0, 0, 24 : 24 + longest], plain[0, 0, kept : kept + longest]), "what was under way there"
+    again = collect(decoder, states[:1], mask[:1], specs[0], 60, window=36, over=lambda: torch.tensor([True]))
+    assert torch.equal(again[0], ended[0])
+
+
 def test_a_row_of_a_batch_is_its_single_run_in_float32():
     decoder = make_decoder(width=32, heads=4, entries=64, codebooks=4)
     states, mask = make_text(decoder, batch=5, tokens=6)

@@ -19,6 +19,7 @@ from .engine.loop import frames
 from .engine.threads import step_threads
 from .engine.window import kept_of
 from .records import Cancelled, ModelError, SamplingSpec, Timing, Waveform
+from .silence import Silence
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
@@ -48,6 +49,7 @@ class Take(Iterator[np.ndarray]):
         self._model, self._prompts, self._specs, self._sound = model, prompts, specs, sound
         self._should_stop = should_stop
         self._clock = Clock(on_progress)
+        self._silence = Silence(len(prompts), model.sample_rate_hz)
         self._total = max(1, round(specs[0].seconds * model.frame_rate_hz))
         self._codes = torch.zeros(len(prompts), model.codec.codebooks, self._total, dtype=torch.long)
         self._made = 0
@@ -103,8 +105,8 @@ class Take(Iterator[np.ndarray]):
             states, mask = self._model.text_encoder.encode_each(self._prompts)
             self._clock.tell("text", 1, 1)
         codes = None if given is None else given.codes
-        batch = (states, mask, self._specs, self._total)
-        return frames(self._model.decoder, *batch, self._should_stop, codes, self._model.window_frames)
+        batch = (states, mask, self._specs, self._total, self._should_stop, codes, self._model.window_frames)
+        return frames(self._model.decoder, *batch, self._silence.over)
 
     def _pieces(self, made: Iterator[Tensor]) -> Iterator[Tensor]:
         """Have the frames made, and give the codes int64 [B,K,t] of one chunk after the other; t may be 0 at a stop."""
@@ -144,6 +146,7 @@ class Take(Iterator[np.ndarray]):
                 self._clock.tell("codec", 1, 1)
             if sound.shape[2]:
                 self._clock.sound()
+                self._silence.hear(sound)
                 yield sound
 
     def _checked(self, sound: Tensor) -> np.ndarray:

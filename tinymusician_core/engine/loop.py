@@ -34,6 +34,7 @@ def frames(
     should_stop: Callable[[], bool] | None = None,
     given: Tensor | None = None,
     window: int | None = None,
+    over: Callable[[], Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Generate `frames_total` frames for a batch of prompts.
 
@@ -52,6 +53,8 @@ def frames(
         should_stop: asked before every step, and between the blocks of `BLOCK` columns that are read at once.
         given: int64 [B,K,T0], codes that the music goes on from; they are not yielded.
         window: frames that the decoder sees at most; None for all there are.
+        over: asked when a window slides for the rows, bool [B], whose music has come to its end before its time. They
+            are taken up again from their opening, for a model that has fallen silent seldom begins anew by itself.
 
     Yields:
         int64 [B,K]: frame after frame, the delay already undone.
@@ -66,7 +69,7 @@ def frames(
     begun, steps, longest = given.shape[2], steps_for(decoder, frames_total), max(config.delays)
     size = size_of(begun + frames_total, window)
     seen = Window(given, config.delays, config.pad, size, *context_of(window or size))
-    reader = Reader(decoder, states, mask, specs[0].cfg, seen)
+    reader = Reader(decoder, states, mask, specs[0].cfg, seen, over)
     samplers = [Sampler(spec, states.device) for spec in specs]
     first = torch.tensor(config.delays, device=states.device)
     tail = delay(given, config.delays, config.pad)[0][:, :, begun:].unbind(2)
@@ -91,8 +94,16 @@ def frames(
 class Reader:
     """Has the decoder read what it has not seen of a window, with guidance where there is any."""
 
-    def __init__(self, decoder: Decoder, states: Tensor, mask: Tensor, cfg: float, window: Window):
-        self._decoder, self._cfg, self._window = decoder, cfg, window
+    def __init__(
+        self,
+        decoder: Decoder,
+        states: Tensor,
+        mask: Tensor,
+        cfg: float,
+        window: Window,
+        over: Callable[[], Tensor] | None = None,
+    ):
+        self._decoder, self._cfg, self._window, self._over = decoder, cfg, window, over
         prompts = states.shape[0]
         if cfg > 1.0:
             states, mask = _with_unconditional(states, mask)
@@ -104,7 +115,7 @@ class Reader:
         `ask` is called before each pass through the decoder, and may raise to end it all.
         """
         if self._cache.length == self._window.room:
-            self._cache.rewind(self._window.slide())
+            self._cache.rewind(self._window.slide(None if self._over is None else self._over()))
         unread = self._window.unread(self._cache.length)
         if self._cfg > 1.0:
             unread = torch.cat([unread, unread])

@@ -65,6 +65,7 @@ class Window:
         self._newest = shifts - self._longest - 1
         head = torch.arange(1 + opening + self._longest, device=given.device)
         self._stays = head <= opening + shifts.unsqueeze(1)
+        self._first: Tensor | None = None
 
     def unread(self, read: int) -> Tensor:
         """The columns [B,K,n] after the first `read` ones."""
@@ -79,18 +80,25 @@ class Window:
         """The codes [B,K] of the frame whose last codebook stands in the last column."""
         return self._columns[:, self._books, self._newest + self.length]
 
-    def slide(self) -> int:
+    def slide(self, over: Tensor | None = None) -> int:
         """Make the opening and the end of this window the beginning of the next, as if nothing had been between.
 
         The last columns move up to the opening: those of `recent` whole frames, and with them, delayed as they stand,
         the codes of the frames that are not whole yet. The start column and the opening's codes stay where they are.
 
+        Args:
+            over: bool [B], rows whose music has come to its end. They are taken up where the opening led on.
+
         Returns:
-            How many columns are what they were; the decoder has to read those after them.
+            How many columns are what they were; the decoder has to read those after them, one at least.
         """
-        head = self._columns[:, :, : self._stays.shape[1]].clone()
+        if self._first is None:
+            self._first = self._columns[:, :, : self._kept].clone()
         kept = self._columns[:, :, self.length - self._kept : self.length].clone()
-        kept[:, :, : head.shape[2]] = torch.where(self._stays, head, kept[:, :, : head.shape[2]])
+        head = self._stays.shape[1]
+        kept[:, :, :head] = torch.where(self._stays, self._first[:, :, :head], kept[:, :, :head])
+        if over is not None:
+            kept = torch.where(over.to(kept.device)[:, None, None], self._first, kept)
         self._columns[:, :, : self._kept] = kept
         self.length = self._kept
-        return 1 + self._opening
+        return min(1 + self._opening, self._kept - 1)
