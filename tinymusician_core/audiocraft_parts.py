@@ -71,7 +71,8 @@ def read_audiocraft(folder: Path) -> AudiocraftModel:
     """
     lm = folder / LM_FILE
     state, settings = read_state(read_checkpoint(lm), lm)
-    decoder, place = decoder_settings(settings), text_place(settings)
+    with reading(lm):
+        decoder, place, renamed = decoder_settings(settings), text_place(settings), rename(state)
     codec, codec_files = _codec(folder, decoder["num_codebooks"] // decoder["audio_channels"])
     t5 = _text_folder(folder, settings.get("conditioners.description.t5.name"))
     text_files, _ = open_weights(t5)
@@ -79,7 +80,7 @@ def read_audiocraft(folder: Path) -> AudiocraftModel:
     tokenizer, encoder = _text_encoder(t5)
     files = (lm, *codec_files, t5 / "config.json", *text_files, *tokens)
     window_s = settings.get("dataset.segment_duration", WINDOW_S)
-    return AudiocraftModel(decoder, *place, rename(state), tokenizer, encoder, codec, files, window_s)
+    return AudiocraftModel(decoder, *place, renamed, tokenizer, encoder, codec, files, window_s)
 
 
 def load_audiocraft(folder: Path) -> Parts:
