@@ -212,9 +212,11 @@ def test_wrong_use_of_a_stream_is_named(codec):
             use()
 
 
-def test_an_encodec_whose_norm_looks_at_the_whole_sound_is_refused():
+def test_an_encodec_that_cannot_be_decoded_in_chunks_is_refused():
     with pytest.raises(ValueError, match="has time_group_norm; one with weight_norm can be decoded"):
         encodec(norm_type="time_group_norm")
+    with pytest.raises(ValueError, match="pads with replicate; one with reflect or constant can be decoded"):
+        encodec(pad_mode="replicate")
 
 
 @OFTEN

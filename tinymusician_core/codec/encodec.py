@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from . import check_audio, check_codes
 from .seanet import Seanet
-from .stream import CodecStream, lookahead
+from .stream import CodecStream, Decode, lookahead
 
 CHUNK_FRAMES = 500  # a longer sound is decoded in stretches of this length, so that memory does not grow
 
@@ -23,6 +23,10 @@ class EncodecCodec(nn.Module):
 
     Raises:
         ValueError: other channels than 1 or 2, or an EnCodec of another kind than MusicGen's.
+
+    Attributes:
+        lookahead_frames: how many frames later than a frame's codes its sound is final: 4 at MusicGen's EnCodec, whose
+            newest sample depends on codes up to 2402 samples ahead of it.
     """
 
     def __init__(self, model: nn.Module, audio_channels: int = 1):
@@ -65,7 +69,7 @@ class EncodecCodec(nn.Module):
         """
         return CodecStream(self, batch, self._decoding())
 
-    def _decoding(self):
+    def _decoding(self) -> Decode:
         """A function that decodes chunk after chunk: codes [B,K,t], whether they are the last -> sound [B,C,n]."""
         net = self.decoder.open()
         books = [layer.codebook.embed for layer in self.quantizer.layers]

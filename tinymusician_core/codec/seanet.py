@@ -187,7 +187,8 @@ class Seanet(nn.Module):
         like: transformers' decoder, whose weights are copied, the weight norm folded in; weights on "meta" stay there.
 
     Raises:
-        ValueError: a decoder with another norm than weight norm: group norm looks at the whole sound at once.
+        ValueError: a decoder with another norm than weight norm (group norm looks at the whole sound at once), or with
+            another padding than mirrored sound or zeros.
     """
 
     def __init__(self, like: EncodecDecoder):
@@ -211,7 +212,7 @@ class SeanetStream:
         self._steps = [(layer, layer.open()) for layer in decoder.layers]
 
     def push(self, x: Tensor, last: bool) -> Tensor:
-        """Vectors [B,t,D] -> the sound [B,n,C] that is final now."""
+        """Vectors [B,t,D], t may be 0 -> the sound [B,n,C] that is final now; `last` when no more will come."""
         return self._run(0, x, last)
 
     def _run(self, begin: int, x: Tensor, last: bool) -> Tensor:
@@ -248,6 +249,8 @@ _KINDS = {"EncodecLSTM": Lstm, "EncodecConvTranspose1d": Upsample, "EncodecResne
 
 def _convolution(like: EncodecConv1d) -> tuple[Taps, int, int, bool]:
     """Its weights, and how much it pads on the left and on the right, and whether with the mirrored sound."""
+    if like.pad_mode not in ("reflect", "constant"):
+        raise ValueError(f"this EnCodec decoder pads with {like.pad_mode}; one with reflect or constant can be decoded")
     taps = Taps(like.conv.weight.transpose(1, 2), like.conv.bias, like.conv.dilation[0])
     right = 0 if like.causal else taps.context // 2
     return taps, taps.context - right, right, like.pad_mode == "reflect"
