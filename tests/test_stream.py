@@ -124,6 +124,18 @@ def test_pieces_longer_than_the_window_go_on_at_any_length(student, monkeypatch)
     np.testing.assert_array_equal(long.codes[:, :26], short.codes[:, :26])
 
 
+def test_long_music_that_falls_silent_is_taken_up_again(student, monkeypatch):
+    monkeypatch.setattr(student, "window_frames", 60)
+    spec = SamplingSpec(seconds=6, seed=7)
+    sounding = student.generate("a jig", spec).codes
+    monkeypatch.setattr("tinymusician_core.silence.QUIET", 2.0)
+    monkeypatch.setattr("tinymusician_core.silence.OVER_S", 2.0)
+    silent = student.generate("a jig", spec).codes
+    np.testing.assert_array_equal(silent[:, :70], sounding[:, :70], "a window of 40 frames slides at 40, 70, 100 ...")
+    np.testing.assert_array_equal(silent[0, 70:73], sounding[0, 10:13], "what followed the opening was under way there")
+    assert (silent[0, 73:] != sounding[0, 73:]).any()
+
+
 def test_the_window_is_what_the_models_folder_says(student, musicgen):
     assert student.window_frames == round(30 * 25)
     assert musicgen.window_frames == 1500

@@ -92,6 +92,9 @@ class Pipeline:
     ) -> Stream:
         """Make music and hand it out while it is made: an iterator of float32 [C,n] chunks.
 
+        What is longer than `window_frames` goes on from its opening and its last seconds, again and again; should it
+        have fallen silent by then, it is taken up from its opening alone.
+
         Args:
             prompt: what to play.
             spec: length, seed and how to draw.
