@@ -40,12 +40,17 @@ class CompareTab:
     def restore_newest(self) -> dict[Any, Any]:
         """What a fresh page shows: the newest take with names on, whatever became of it.
 
-        What stands at its default already is left alone: Gradio applies an update of a closed accordion's parts when it
-        is opened, on top of what has been typed there by then.
+        A new page begins with a plain piece, whatever form the newest take has: a file or a loop in a closed accordion
+        would be forgotten there. What stands at its default already is left alone: Gradio applies an update of a closed
+        accordion's parts when it is opened, on top of what has been typed there by then.
         """
         takes = self._listed()
         restored, usual = self._restored(takes[0]) if takes else {}, self.composer.usual
-        changed = {box: value for box, value in restored.items() if box not in usual or usual[box] != value}
+        changed = {
+            box: value
+            for box, value in restored.items()
+            if box not in self.composer.form and (box not in usual or usual[box] != value)
+        }
         return {**changed, self.history: cards.history(takes)}
 
     # layout

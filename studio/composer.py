@@ -31,7 +31,6 @@ from tinymusician_core.records import (
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 ADVANCED = ("cfg", "temperature", "top_k", "top_p", "greedy")
 SETTINGS = ("seconds", "seed", *ADVANCED)
-FORM = ("source", "loop", "bpm")
 PICK_JS = """element.addEventListener('click', (event) => {
   const chip = event.target.closest('[data-pick]');
   if (chip) trigger('pick', {picked: chip.dataset.pick});
@@ -51,7 +50,8 @@ class Composer:
             with gr.Accordion("Advanced settings", open=False, elem_classes="tm-advanced"):
                 self._advanced()
         self.settings = [getattr(self, name) for name in SETTINGS]
-        self.typed = [self.prompt, self.models, self.own, *self.settings, *(getattr(self, name) for name in FORM)]
+        self.form = [self.source, self.loop, self.bpm]
+        self.typed = [self.prompt, self.models, self.own, *self.settings, *self.form]
         self.asked = [self.seconds, self.models, self.own]
         self._wire()
 
@@ -63,20 +63,19 @@ class Composer:
         settings = dict(zip(SETTINGS, values[: len(SETTINGS)], strict=True))
         source, loop, bpm = values[len(SETTINGS) :]
         file, seconds = self.bench.keep_source(source) if source else ("", 0.0)
-        return check_order(
-            prompt, models, own, settings, Form(file, seconds, loop, check_bpm(bpm) if loop and bpm else None)
-        )
+        tempo = check_bpm(bpm) if loop and bpm else None
+        return check_order(prompt, models, own, settings, Form(file, seconds, loop, tempo))
 
     def restored(self, take: Take) -> dict[Any, Any]:
         """The boxes as they were for a take."""
         form = Form(**take.form)
-        source = self.bench.folder / form.source if form.source else None
+        kept = self.bench.folder / form.source
         return {
             self.prompt: take.prompt,
             self.models: [model for model in take.models if model in wording.MODELS],
             self.own: next((model for model in take.models if model not in wording.MODELS), ""),
             **{box: take.settings[name] for box, name in zip(self.settings, SETTINGS, strict=True)},
-            self.source: str(source) if source and source.is_file() else None,
+            self.source: str(kept) if kept.is_file() else None,
             self.loop: form.loop,
             self.bpm: "" if form.bpm is None else f"{form.bpm:g}",
         }
@@ -85,8 +84,7 @@ class Composer:
     def usual(self) -> dict[Any, Any]:
         """What the boxes of the closed accordion hold on a fresh page."""
         default = SamplingSpec().as_dict()
-        advanced = {getattr(self, name): default[name] for name in ADVANCED}
-        return {self.own: "", **advanced, self.source: None, self.loop: False, self.bpm: ""}
+        return {self.own: "", **{getattr(self, name): default[name] for name in ADVANCED}}
 
     # layout
 

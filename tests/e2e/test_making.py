@@ -95,10 +95,10 @@ def test_a_loop_has_whole_bars_and_plays_past_its_end(open_page, tmp_path):
     page = open_page()
     advanced(page)
     page.check("#tm-loop input")
-    page.fill("#tm-bpm input, #tm-bpm textarea", "5")
+    page.fill("#tm-bpm :is(input, textarea)", "5")
     generate(page, "a calm march", seconds="2.2", models=("student",))
     page.wait_for_selector(".tm-note.is-problem:has-text(\"Bpm must be a number from 20 to 300, got '5'.\")")
-    page.fill("#tm-bpm input, #tm-bpm textarea", "120")
+    page.fill("#tm-bpm :is(input, textarea)", "120")
     press_generate(page)
     wait_done(page, "student")
     assert "Loop of 1 bar at 120 BPM · 2.0 s" in page.inner_text(card("student"))
@@ -114,12 +114,16 @@ def test_a_loop_has_whole_bars_and_plays_past_its_end(open_page, tmp_path):
     page.reload()
     page.wait_for_selector(f"{card('student', 'done')} [data-loop]")
     assert "2.2 s · loop at 120 BPM" in page.inner_text(".tm-takes li:first-child")
+    advanced(page)
+    assert not page.is_checked("#tm-loop input")  # a new page begins with a plain piece
+    page.click(".tm-takes li:first-child button")
+    page.wait_for_selector("#tm-loop input:checked")
+    page.wait_for_function("document.querySelector('#tm-bpm :is(input, textarea)')?.value === '120'")
 
 
 def test_a_file_is_gone_on_from(open_page, tmp_path):
     page = open_page()
     advanced(page)
-    page.uncheck("#tm-loop input")  # the page brings the newest take's settings back
     (tmp_path / "broken.mp3").write_bytes(b"no sound at all")
     page.set_input_files("#tm-source input[type=file]", tmp_path / "broken.mp3")
     page.wait_for_selector("#tm-source-note :text('The file broken.mp3 is no WAV, MP3, FLAC or OGG file')")
