@@ -26,7 +26,7 @@ from tinymusician_core.records import (
     ModelError,
     SamplingSpec,
     check_seconds,
-)  # fmt: skip
+)
 
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 ADVANCED = ("cfg", "temperature", "top_k", "top_p", "greedy")
@@ -73,7 +73,7 @@ class Composer:
         return {
             self.prompt: take.prompt,
             self.models: [model for model in take.models if model in wording.MODELS],
-            self.own: next((model for model in take.models if model not in wording.MODELS), ""),
+            self.own: next((clip.model for clip in take.clips if clip.model not in wording.MODELS), ""),
             **{box: take.settings[name] for box, name in zip(self.settings, SETTINGS, strict=True)},
             self.source: str(kept) if kept.is_file() else None,
             self.loop: form.loop,
