@@ -16,7 +16,7 @@ from tinymusician_core.codec.products import MANY_ROWS, convolve, elu, linear, l
 def onednn(request, monkeypatch):
     """Whether the operators of oneDNN may be taken."""
     if not request.param:
-        monkeypatch.setattr(products, "_onednn", lambda x: False)
+        monkeypatch.setattr("tinymusician_core.onednn.usable", lambda x: False)
     return request.param
 
 
@@ -75,5 +75,5 @@ def test_without_onednn_a_codec_sounds_the_same(monkeypatch):
     _, codec = random_encodec()
     codes = some_codes(codec, 30, 2)
     quick = codec.decode(codes)
-    monkeypatch.setattr(products, "_onednn", lambda x: False)
+    monkeypatch.setattr("tinymusician_core.onednn.usable", lambda x: False)
     torch.testing.assert_close(codec.decode(codes), quick, atol=1e-5, rtol=1e-5)

@@ -1,14 +1,17 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tinymusician_core.engine import Decoder, DecoderConfig, frames
+from tinymusician_core.engine import Decoder, DecoderConfig, frames, products
 from tinymusician_core.engine.graph import GraphStep
+from tinymusician_core.engine.kernels import product
 from tinymusician_core.engine.linear import StepLinear
+from tinymusician_core.engine.products import SMALL_BYTES
 from tinymusician_core.quant.schemes import pack
 from tinymusician_core.records import SamplingSpec
 
@@ -238,15 +241,39 @@ def test_a_configuration_that_lacks_a_field_is_named():
         DecoderConfig.from_dict({"vocab_size": 5})
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 17])
-def test_the_product_of_a_step_is_the_plain_product(rows):
+@pytest.mark.parametrize("usable", [True, False], ids=["onednn", "plain"])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 17])
+def test_the_product_of_a_step_is_the_plain_product(rows, usable, monkeypatch):
+    if not usable:
+        monkeypatch.setattr("tinymusician_core.onednn.usable", lambda x: False)
     generator = torch.Generator().manual_seed(rows)
     linear = StepLinear(24, 40)
     x = torch.randn(rows, 24, generator=generator)
-    expected = x @ linear.weight.t()
-    torch.testing.assert_close(linear(x), expected)
-    assert linear(x).is_contiguous()
-    torch.testing.assert_close(linear.to(torch.bfloat16)(x.bfloat16()).float(), expected.detach(), atol=0.05, rtol=0.05)
+    with torch.inference_mode():
+        torch.testing.assert_close(linear(x), x @ linear.weight.t())
+    assert linear(x).requires_grad
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 5), st.integers(1, 40), st.integers(1, 40), st.sampled_from([torch.float32, torch.int8]))
+def test_the_compiled_product_is_the_plain_product(rows, outputs, inputs, dtype):
+    generator = torch.Generator().manual_seed(rows)
+    weight = (torch.randn(outputs, inputs, generator=generator) * 50).to(dtype)
+    scale, x = torch.rand(outputs, generator=generator), torch.randn(rows, inputs, generator=generator)
+    out = np.full((rows, outputs), np.nan, np.float32)
+    product(weight.numpy(), scale.numpy(), x.numpy(), out)
+    torch.testing.assert_close(torch.from_numpy(out), x @ weight.float().t() * scale, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("small", [0, SMALL_BYTES])
+def test_steps_by_torchs_products_and_by_compiled_ones_agree(small, monkeypatch):
+    monkeypatch.setattr(products, "SMALL_BYTES", small)
+    decoder = make_decoder()
+    states, mask = make_text(decoder)
+    tokens = torch.randint(0, 20, (1, 3, 4), generator=torch.Generator().manual_seed(8))
+    cache = decoder.prepare(states, mask, 4)
+    found = torch.stack([decoder.step(tokens[:, :, t], cache) for t in range(4)], dim=2)
+    torch.testing.assert_close(found, decoder.logits(tokens, states, mask).detach(), atol=1e-4, rtol=1e-4)
 
 
 class Opaque(nn.Module):

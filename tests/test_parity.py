@@ -10,6 +10,7 @@ from transformers import (
     MusicgenDecoderConfig,
     MusicgenForCausalLM,
     MusicgenForConditionalGeneration,
+    MusicgenMelodyForConditionalGeneration,
     T5EncoderModel,
 )
 
@@ -108,3 +109,38 @@ def test_our_own_format_loads_in_plain_transformers(tiny_family):
         ids, _ = ours.text_encoder.tokenize(PROMPTS[:1])
         projected = ours.text_encoder.projection(encoder(input_ids=ids).last_hidden_state)
     torch.testing.assert_close(projected, states, atol=1e-5, rtol=0)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["mono", "stereo"])
+def melody_pair(request, tmp_path_factory):
+    """A melody model of theirs, and our pipeline, from the same folder."""
+    folder = save_tiny_musicgen(tmp_path_factory.mktemp("melody") / "m", request.param, melody=True)
+    return MusicgenMelodyForConditionalGeneration.from_pretrained(folder).eval(), load(folder)
+
+
+def test_a_melody_model_without_a_melody_has_the_logits_of_transformers(melody_pair):
+    theirs, ours = melody_pair
+    config = ours.decoder.config
+    assert (config.text, config.prefix) == ("prepend", 7)
+    ids, mask = ours.text_encoder.tokenize(PROMPTS[:1])
+    tokens = torch.randint(0, 65, (1, config.codebooks, 9), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=tokens.flatten(0, 1)).logits
+        expected = found[:, -9:].view(1, config.codebooks, 9, -1)
+        states, mask = ours.text_encoder.encode(PROMPTS[:1])
+        cache = ours.decoder.prepare(states, mask, 9)
+        stepped = torch.stack([ours.decoder.step(tokens[:, :, t], cache) for t in range(9)], dim=2)
+        torch.testing.assert_close(ours.decoder.logits(tokens, states, mask), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(stepped, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_a_melody_model_without_a_melody_plays_what_transformers_plays(melody_pair, cfg, prompt, monkeypatch):
+    theirs, ours = melody_pair
+    ids, mask = ours.text_encoder.tokenize([prompt])
+    expected, sound = generate_theirs(theirs, {"input_ids": ids, "attention_mask": mask}, cfg, monkeypatch)
+    states, mask = ours.text_encoder.encode([prompt])
+    made = torch.stack(list(frames(ours.decoder, states, mask, SamplingSpec(cfg=cfg, greedy=True), FRAMES)), dim=2)
+    assert torch.equal(made, expected)
+    torch.testing.assert_close(ours.codec.decode(made), sound, atol=1e-5, rtol=1e-4)

@@ -25,7 +25,6 @@ pytestmark = [
 ]
 
 FRAMES = 12
-SEED = 44  # of the language model: its greedy tokens vary
 PROMPT = "a calm piano waltz in g major"
 T5_NAME = "t5-small"  # AudioCraft knows its width: 512
 LM = """
@@ -80,16 +79,22 @@ fuser:
   cross_attention_pos_emb: false
   cross_attention_pos_emb_scale: 1
   sum: []
-  prepend: []
-  cross: [description]
+  prepend: {prepend}
+  cross: {cross}
   input_interpolate: []
-conditioners:
+conditioners: {melody}
   description:
     model: t5
     t5: {{name: t5-small, finetune: false, word_dropout: 0.3, normalize_text: false}}
 dataset:
   segment_duration: 30
 """
+MELODY = """
+  self_wav:
+    model: chroma_stem
+    chroma_stem:
+      {sample_rate: "${sample_rate}", n_chroma: 12, radix2_exp: 14, argmax: true, match_len_on_eval: false,
+       eval_wavs: null, n_eval_wavs: 100, cache_path: null}"""
 CODEC = """
 device: cpu
 sample_rate: 32000
@@ -170,6 +175,19 @@ def their_t5(t5):
         yield
 
 
+class NoStems(torch.nn.Module):
+    """Demucs, which AudioCraft loads from the hub with a melody model and asks nothing where no melody is given."""
+
+    sources = ("drums", "bass", "other", "vocals")
+
+
+@pytest.fixture(scope="module")
+def no_demucs():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("demucs.pretrained.get_model", lambda name: NoStems())
+        yield
+
+
 @contextmanager
 def own_pickles() -> Iterator[None]:
     """AudioCraft's export reads training checkpoints, which hold OmegaConf objects, the way torch did before 2.6."""
@@ -192,7 +210,7 @@ def export_codec(folder: Path, causal=False, pad_mode="constant", true_skip=True
     return model.eval()
 
 
-def export_lm(folder: Path, stereo=False, custom=True):
+def export_lm(folder: Path, stereo=False, custom=True, melody=False):
     """A random language model, written by AudioCraft's own export."""
     values = {
         "channels": 2 if stereo else 1,
@@ -200,9 +218,15 @@ def export_lm(folder: Path, stereo=False, custom=True):
         "delays": [0, 0, 1, 1, 2, 2, 3, 3] if stereo else [0, 1, 2, 3],
         "codebooks": 8 if stereo else 4,
         "custom": str(custom).lower(),
+        "prepend": "[self_wav, description]" if melody else "[]",
+        "cross": "[]" if melody else "[description]",
+        "melody": MELODY if melody else "",
     }
     cfg = OmegaConf.create(LM.format(**values))
-    model = scramble(builders.get_lm_model(cfg), seed=SEED)
+    model = scramble(builders.get_lm_model(cfg), seed=41)
+    with torch.no_grad():
+        for table in model.emb:
+            table.weight.mul_(8)  # so that the last tokens decide, and the greedy ones vary
     torch.save({"fsdp_best_state": {}, "best_state": {"model": model.state_dict()}, "xp.cfg": cfg}, folder / "lm.th")
     with own_pickles():
         export.export_lm(folder / "lm.th", folder / "state_dict.bin")
@@ -210,23 +234,23 @@ def export_lm(folder: Path, stereo=False, custom=True):
 
 @pytest.fixture(
     scope="module",
-    params=[(False, True), (True, True), (False, False)],
-    ids=["mono", "stereo", "mono with torch's attention"],
+    params=[(False, True, False), (True, True, False), (False, False, False), (False, True, True), (True, True, True)],
+    ids=["mono", "stereo", "mono with torch's attention", "melody", "stereo melody"],
 )
-def pair(request, t5, their_t5, tmp_path_factory):
+def pair(request, t5, their_t5, no_demucs, tmp_path_factory):
     """AudioCraft's MusicGen and our pipeline, from the same folder."""
-    stereo, custom = request.param
+    stereo, custom, melody = request.param
     folder = tmp_path_factory.mktemp("audiocraft") / "tiny"
     folder.mkdir()
     (folder / "t5").symlink_to(t5)
     export_codec(folder)
-    export_lm(folder, stereo, custom)
+    export_lm(folder, stereo, custom, melody)
     return MusicGen.get_pretrained(str(folder), device="cpu"), load(folder)
 
 
 def their_conditions(theirs, prompts):
     """What AudioCraft makes of prompts: the conditions of its LMModel, with the unconditional half for guidance."""
-    attributes = [conditioners.ConditioningAttributes(text={"description": prompt}) for prompt in prompts]
+    attributes, _ = theirs._prepare_tokens_and_attributes(prompts, None)
     empty = conditioners.ClassifierFreeGuidanceDropout(p=1.0)(attributes)
     return theirs.lm.condition_provider(theirs.lm.condition_provider.tokenize(attributes + empty))
 

@@ -1,14 +1,12 @@
-"""What a codec's decoder spends its time on, channels last, by the quickest kernel for the size.
-
-On a CPU oneDNN's matrix product reached twice MKL's speed (AVX512, float32), but `F.linear` takes MKL: hence the call
-of the operator itself, where torch has it.
-"""
+"""What a codec's decoder spends its time on, channels last, by the quickest kernel for the size."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from .. import onednn
 
 # From here on a convolution's own kernel is worth arranging its weights for; below, rows are laid side by side instead.
 MANY_ROWS = 1024
@@ -18,15 +16,15 @@ FEW_PRODUCTS = 16
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Rows [n,Cin], weight [Cout,Cin], bias [Cout] -> [n,Cout]."""
-    if _onednn(x):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if onednn.usable(x):
+        return onednn.linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def linear_plus(x: Tensor, weight: Tensor, plus: Tensor) -> Tensor:
     """Rows [n,Cin], weight [Cout,Cin], and what is added [n,Cout] -> [n,Cout]."""
-    if _onednn(x):
-        return torch.ops.mkldnn._linear_pointwise.binary(x, plus, weight, None, "add")
+    if onednn.usable(x):
+        return onednn.linear_plus(x, weight, plus)
     return torch.addmm(plus, x, weight.T)
 
 
@@ -76,8 +74,3 @@ def _shifted_sums(x: Tensor, weight: Tensor, bias: Tensor, dilation: int) -> Ten
     for tap in range(1, kernel):
         made += products[:, tap * dilation : tap * dilation + count, tap]
     return made
-
-
-def _onednn(x: Tensor) -> bool:
-    on_cpu = x.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return on_cpu and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -1,19 +1,19 @@
-"""One step on a CPU in float32: products by the decoder's modules, everything between them by compiled kernels.
+"""One step on a CPU in float32: products by torch or by a compiled kernel, everything between them compiled.
 
 The slow twin is `Decoder.prefill` over one position. R rows, K codebooks, V codebook size, D width, H heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cache import Cache
+from .cache import Cache, Text
 from .kernels import add_normalise, attention, remember
+from .products import as_array, bind
 
 if TYPE_CHECKING:
     from .decoder import Decoder, DecoderLayer
@@ -21,99 +21,92 @@ if TYPE_CHECKING:
 NOTHING = np.empty((0, 0), np.float32)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor's own memory; bfloat16 as its bits."""
-    tensor = tensor.detach()
-    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-
-
-def _norm(norm: nn.LayerNorm) -> tuple[np.ndarray, np.ndarray]:
-    return _array(norm.weight), _array(norm.bias)
-
-
 class FusedStep:
     """Steps of one generation: `step(tokens int64 [R,K], position)` gives logits float32 [R,K,V] and fills the cache.
 
-    All that a step needs besides the products' outputs is made here, once.
+    All buffers that a step needs are made here, once.
     """
 
     def __init__(self, decoder: Decoder, cache: Cache, prompts: int):
-        config = decoder.config
-        self._decoder = decoder
-        rows, width = cache.store.shape[2], config.width
-        buffers = [torch.zeros(rows, width) for _ in range(3)]
-        self._stream, self._normed, self._mixed = buffers
-        self._x, self._h, self._m = (_array(buffer) for buffer in buffers)
-        self._scores = np.zeros((config.heads, cache.store.shape[3]), np.float32)
-        self._attend = attention(width // config.heads)
-        lengths = np.zeros(rows, np.int64) if cache.text is None else cache.text.lengths.numpy()
-        self._lengths = lengths
-        # Guidance puts the rows without text last: nothing they attend to is there, and their products are left out.
-        self._reading = int(np.flatnonzero(lengths)[-1]) + 1 if lengths.any() else 0
-        self._filled = np.zeros(rows, np.int64)
-        self._layers = [_Layer(layer, cache, i, prompts) for i, layer in enumerate(decoder.layers)]
-        norms = [layer.first_norm for layer in self._layers] + [_norm(decoder.norm)]
-        self._first_norm, self._next_norms = norms[0], norms[1:]
-        self._heads = _by_prompt(decoder.heads, prompts)
+        config, rows = decoder.config, cache.store.shape[2]
+        self._embeddings, self._positions = list(decoder.embeddings), decoder.positions
+        self._shape = (rows, config.codebooks, config.entries)
+        buffers = _Buffers(rows, config.width, config.ffn)
+        self._stream = buffers.stream
+        self._x, self._h = as_array(buffers.stream), as_array(buffers.normed)
+        layers = [_Layer(layer, cache, i, buffers, prompts) for i, layer in enumerate(decoder.layers)]
+        self._first_norm = layers[0].first_norm
+        next_norms = [layer.first_norm for layer in layers[1:]] + [_norm(decoder.norm)]
+        self._layers = list(zip(layers, next_norms, strict=True))
+        self._heads = bind(decoder.heads, buffers.normed, prompts)
 
     def __call__(self, tokens: Tensor, position: int) -> Tensor:
-        self._filled[:] = position + 1
         self._embed(tokens, position)
         add_normalise(self._x, NOTHING, *self._first_norm, self._h)
-        for layer, next_norm in zip(self._layers, self._next_norms, strict=True):
-            self._through(layer, position, next_norm)
-        logits = self._heads(self._normed)
-        return logits.view(tokens.shape[0], self._decoder.config.codebooks, -1)
+        for layer, next_norm in self._layers:
+            layer.step(position, next_norm)
+        return torch.from_numpy(self._heads()).view(self._shape).clone()
 
     def _embed(self, tokens: Tensor, position: int) -> None:
         columns = tokens.unbind(1)
-        first, *others = self._decoder.embeddings
-        torch.add(first(columns[0]), self._decoder.positions[position], out=self._stream)
+        first, *others = self._embeddings
+        torch.add(first(columns[0]), self._positions[position], out=self._stream)
         for embedding, column in zip(others, columns[1:], strict=True):
             self._stream += embedding(column)
 
-    def _through(self, layer: _Layer, position: int, next_norm: tuple) -> None:
-        """One layer: the stream and its norm come in, and go out normed for what is next."""
-        x, h, m, reading = self._x, self._h, self._m, self._reading
-        qkv = layer.qkv(self._normed).numpy()
-        remember(qkv, layer.keys, layer.values, position)
-        self._attend(qkv, layer.keys, layer.values, self._filled, m, self._scores)
-        mixed = layer.out(self._mixed).numpy()
-        if reading:
-            add_normalise(x, mixed, *layer.cross_norm, h)
-            query = layer.cross_q(self._normed[:reading]).numpy()
-            self._attend(query, layer.text_keys, layer.text_values, self._lengths, m, layer.text_scores)
-            mixed = layer.cross_out(self._mixed[:reading]).numpy()
-        add_normalise(x, mixed, *layer.ffn_norm, h)
-        more = layer.fc2(layer.activation(layer.fc1(self._normed))).numpy()
-        add_normalise(x, more, *next_norm, h)
+
+class _Buffers:
+    """What layers hand on: the residual stream, its norm, what attention mixed [R,D], and the feed-forward's [R,F]."""
+
+    def __init__(self, rows: int, width: int, ffn: int):
+        self.stream, self.normed, self.mixed = (torch.zeros(rows, width) for _ in range(3))
+        self.wide = torch.zeros(rows, ffn)
 
 
 class _Layer:
-    """A decoder layer's products and the arrays that its kernels read."""
+    """A decoder layer's products, bound to their buffers, and the arrays that its kernels read."""
 
-    def __init__(self, layer: DecoderLayer, cache: Cache, index: int, prompts: int):
-        self.activation = layer.activation
-        self.first_norm, self.ffn_norm = _norm(layer.self_norm), _norm(layer.ffn_norm)
-        self.qkv, self.out, self.fc1, self.fc2 = (
-            _by_prompt(module, prompts) for module in (layer.qkv, layer.out, layer.fc1, layer.fc2)
-        )
-        self.keys, self.values = (_array(part) for part in cache.store[index])
+    def __init__(self, layer: DecoderLayer, cache: Cache, index: int, buffers: _Buffers, prompts: int):
+        rows = cache.store.shape[2]
+        normed, mixed, self._wide = buffers.normed, buffers.mixed, buffers.wide
+        self._x, self._h, self._m = as_array(buffers.stream), as_array(normed), as_array(mixed)
+        self.first_norm, self._ffn_norm = _norm(layer.self_norm), _norm(layer.ffn_norm)
+        self._qkv, self._out = bind(layer.qkv, normed, prompts), bind(layer.out, mixed, prompts)
+        self._fc1, self._fc2 = bind(layer.fc1, normed, prompts), bind(layer.fc2, self._wide, prompts)
+        self._activation, self._attend = layer.activation, attention(layer.head_width)
+        self._keys, self._values = (as_array(part) for part in cache.store[index])
+        self._filled = np.zeros(rows, np.int64)
+        self._scores = np.zeros((layer.heads, cache.store.shape[3]), np.float32)
+        self._reading = 0
         if cache.text is not None:
-            self.cross_norm = _norm(layer.cross_norm)
-            self.cross_q, self.cross_out = (_by_prompt(module, prompts) for module in (layer.cross_q, layer.cross_out))
-            self.text_keys, self.text_values = _array(cache.text.keys[index]), _array(cache.text.values[index])
-            self.text_scores = np.zeros((layer.heads, self.text_keys.shape[1]), np.float32)
+            self._read(layer, cache.text, index, buffers, prompts)
+
+    def _read(self, layer: DecoderLayer, text: Text, index: int, buffers: _Buffers, prompts: int) -> None:
+        """Guidance puts the rows without text last: there is nothing for them to attend to, and they are left out."""
+        self._lengths = text.lengths.numpy()
+        self._reading = int(np.flatnonzero(self._lengths)[-1]) + 1 if self._lengths.any() else 0
+        self._cross_norm = _norm(layer.cross_norm)
+        self._cross_q = bind(layer.cross_q, buffers.normed[: self._reading], prompts)
+        self._cross_out = bind(layer.cross_out, buffers.mixed[: self._reading], prompts)
+        self._text_keys, self._text_values = as_array(text.keys[index]), as_array(text.values[index])
+        self._text_scores = np.zeros((layer.heads, self._text_keys.shape[1]), np.float32)
+
+    def step(self, position: int, next_norm: tuple[np.ndarray, np.ndarray]) -> None:
+        """The stream and its norm come in, and go out normed for what is next."""
+        x, h, m = self._x, self._h, self._m
+        qkv = self._qkv()
+        remember(qkv, self._keys, self._values, position)
+        self._filled.fill(position + 1)
+        self._attend(qkv, self._keys, self._values, self._filled, m, self._scores)
+        more = self._out()
+        if self._reading:
+            add_normalise(x, more, *self._cross_norm, h)
+            self._attend(self._cross_q(), self._text_keys, self._text_values, self._lengths, m, self._text_scores)
+            more = self._cross_out()
+        add_normalise(x, more, *self._ffn_norm, h)
+        self._wide.copy_(self._activation(torch.from_numpy(self._fc1())))
+        add_normalise(x, self._fc2(), *next_norm, h)
 
 
-def _by_prompt(module: nn.Module, prompts: int) -> Callable[[Tensor], Tensor]:
-    """The module as a step calls it: by its `pair`, where it has one, for each prompt's rows apart."""
-    pair = getattr(module, "pair", None)
-    if pair is None or prompts == 1:
-        return pair or module
-
-    def apart(x: Tensor) -> Tensor:
-        groups = x.view(-1, prompts, x.shape[1]).transpose(0, 1)
-        return torch.stack([pair(group.contiguous()) for group in groups], dim=1).flatten(0, 1)
-
-    return apart
+def _norm(norm: nn.LayerNorm) -> tuple[np.ndarray, np.ndarray]:
+    return as_array(norm.weight), as_array(norm.bias)

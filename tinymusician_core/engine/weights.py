@@ -35,10 +35,11 @@ def sources(config: DecoderConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield f"embeddings.{k}.weight", (f"model.decoder.embed_tokens.{k}.weight",)
     for i in range(config.layers):
         theirs = f"model.decoder.layers.{i}."
-        for name, source in _SAME.items():
-            yield f"layers.{i}.{name}", (theirs + source,)
-        for name, parts in _STACKED.items():
-            yield f"layers.{i}.{name}", tuple(theirs + part for part in parts)
+        for name, parts in {**{name: (source,) for name, source in _SAME.items()}, **_STACKED}.items():
+            if config.text == "cross" or not name.startswith("cross"):
+                yield f"layers.{i}.{name}", tuple(theirs + part for part in parts)
+    if config.prefix:
+        yield "prefix.weight", ("prefix.weight",)
     yield "norm.weight", ("model.decoder.layer_norm.weight",)
     yield "norm.bias", ("model.decoder.layer_norm.bias",)
     yield "heads.weight", tuple(f"lm_heads.{k}.weight" for k in range(config.codebooks))

@@ -181,6 +181,10 @@ class WeightInt8Linear(PackedLinear):
     def stored(self) -> dict[str, Tensor]:
         return {"values": self.values, "scale": self.scale, **super().stored()}
 
+    def plain(self) -> tuple[Tensor, Tensor]:
+        """The values int8 [O,I] and the scales float32 [O]: for the kernels of a step."""
+        return self.values, self.scale.float()
+
     def forward(self, x: Tensor) -> Tensor:
         """x float32 [..., I] -> float32 [..., O]."""
         flat = x if x.ndim == 2 else x.reshape(-1, self.in_features)

@@ -115,7 +115,7 @@ def _int8(modules: nn.Module) -> Plan:
 
 
 # Up to here a step of two rows is as fast with int8-weight as with int8, and closer (AVX512-VNNI, one core and two).
-FEW_WEIGHTS = 2**19
+FEW_WEIGHTS = 2**20
 
 
 def _fast(modules: nn.Module) -> Plan:
