@@ -144,3 +144,11 @@ def test_a_melody_model_without_a_melody_plays_what_transformers_plays(melody_pa
     made = torch.stack(list(frames(ours.decoder, states, mask, SamplingSpec(cfg=cfg, greedy=True), FRAMES)), dim=2)
     assert torch.equal(made, expected)
     torch.testing.assert_close(ours.codec.decode(made), sound, atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_for_a_melody_model_is_its_single_runs(melody_pair):
+    ours = melody_pair[1]
+    specs = [SamplingSpec(seconds=0.5, seed=seed) for seed in (1, 2)]
+    batch = ours.generate_batch(PROMPTS[:2], specs)
+    for clip, prompt, spec in zip(batch, PROMPTS, specs, strict=False):
+        assert (clip.codes == ours.generate(prompt, spec).codes).all()

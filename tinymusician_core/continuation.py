@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .audio import resample
+from .audio import crossfade, resample
 from .codec import Codec
 from .records import MIN_SECONDS, ModelError, Waveform
 
@@ -61,9 +61,7 @@ def encode(codec: Codec, audio: np.ndarray, frames: int, device: torch.device) -
     try:
         return Given(audio, codec.encode(end))
     except FileNotFoundError as error:
-        raise ModelError(
-            "this model has no codec encoder, so it cannot go on from a sound; the full models can"
-        ) from error
+        raise ModelError("this model was saved without its codec's encoder: it cannot go on from a sound") from error
 
 
 def joined(audio: np.ndarray, chunks: Iterator[np.ndarray], decoded: int, rate: int) -> Iterator[np.ndarray]:
@@ -88,20 +86,6 @@ def joined(audio: np.ndarray, chunks: Iterator[np.ndarray], decoded: int, rate: 
     if begun.shape[2] < decoded:
         yield audio[None, :, -fade:]
         return
-    join = crossfade(audio[None, :, -fade:], begun[:, :, decoded - fade : decoded])
-    yield np.concatenate([join, begun[:, :, decoded:]], axis=2)
+    join = crossfade(audio[:, -fade:], begun[0, :, decoded - fade : decoded]).clip(-1.0, 1.0)
+    yield np.concatenate([join[None], begun[:, :, decoded:]], axis=2)
     yield from chunks
-
-
-def crossfade(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """From `old` to `new` [...,n] at an even level, however alike the two are.
-
-    With gains a = cos and b = sin the power of a sum of two sounds of equal level and correlation r is 1 + 2abr, which
-    the sum is divided by: an equal-power fade for strangers, one of equal gain for twins.
-    """
-    angle = (np.arange(old.shape[-1], dtype=np.float32) + 0.5) / old.shape[-1] * (np.pi / 2)
-    a, b = np.cos(angle), np.sin(angle)
-    level = float(np.sqrt(np.square(old).sum() * np.square(new).sum()))
-    likeness = max(0.0, float((old * new).sum()) / level) if level > 0 else 0.0
-    mixed = (a * old + b * new) / np.sqrt(1 + 2 * a * b * likeness)
-    return mixed.astype(np.float32).clip(-1.0, 1.0)

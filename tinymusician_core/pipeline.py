@@ -155,6 +155,9 @@ class Pipeline:
     ) -> list[Clip]:
         """Make a clip of each prompt, all at once; each equals its single run of the same seed.
 
+        A model that reads the text before the music, in the same sequence, makes them one after the other: prompts of
+        different lengths would stand at different places.
+
         Args:
             prompts: what to play.
             specs: one for each prompt, alike in `seconds` and `cfg`.
@@ -174,6 +177,8 @@ class Pipeline:
             raise ValueError(f"a batch needs a list of prompts and as many specs, got {prompts!r} and {len(specs)}")
         if len({(spec.seconds, spec.cfg) for spec in specs}) > 1:
             raise ValueError("all clips of a batch must have the same seconds and cfg")
+        if self.decoder.config.text == "prepend":
+            return self._one_by_one(prompts, specs, on_progress, should_stop)
         take = Take(self, [self._check_prompt(prompt) for prompt in prompts], specs, on_progress, should_stop)
         chunks = list(take)
         made = take.codes.shape[2]
@@ -184,6 +189,16 @@ class Pipeline:
             clips = [self._clip(sound, codes, timing, prompt, spec) for sound, codes, prompt, spec in rows]
         if take.stopped:
             raise Cancelled(self._stopped(made, specs[0]), clips)
+        return clips
+
+    def _one_by_one(self, prompts: Sequence[str], specs: Sequence[SamplingSpec], *callbacks) -> list[Clip]:
+        clips: list[Clip] = []
+        try:
+            for prompt, spec in zip(prompts, specs, strict=True):
+                clips.append(self.generate(prompt, spec, *callbacks))
+        except Cancelled as stop:
+            clips += [stop.clip] if stop.clip is not None else []
+            raise Cancelled(str(stop), clips or None) from stop
         return clips
 
     def _check_prompt(self, prompt: str) -> str:
