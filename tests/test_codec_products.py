@@ -8,7 +8,7 @@ from test_codec_stream import encodec as random_encodec
 from test_codec_stream import some_codes
 from torch.nn import functional as F
 
-from tinymusician_core.codec import encodec, products, seanet
+from tinymusician_core.codec import encodec, seanet
 from tinymusician_core.codec.products import MANY_ROWS, convolve, elu, linear, linear_plus
 
 
