@@ -159,7 +159,7 @@ def test_words_that_no_model_knows_are_named_and_shown_as_typed(open_page):
 
 def test_a_killed_worker_is_named_and_the_others_still_play(open_page, studio):
     page = open_page()
-    generate(page, seconds="10", models=("teacher", "student"))
+    generate(page, seconds="300", models=("teacher", "student"))
     page.wait_for_selector(f'{card("teacher", "working")} .tm-state:has-text("Composing")')
     for worker in studio.workers():
         worker.kill()
