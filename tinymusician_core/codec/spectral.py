@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..onednn import Linear
 from . import check_audio, check_codes
 from .spectral_stream import SpectralStream
 from .stream import CodecStream, lookahead
@@ -62,8 +63,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.conv = nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=dim)
         self.norm = nn.LayerNorm(dim)
-        self.up = nn.Linear(dim, hidden)
-        self.down = nn.Linear(hidden, dim)
+        self.up = Linear(dim, hidden)
+        self.down = Linear(hidden, dim)
         self.scale = nn.Parameter(torch.full((dim,), 0.2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,13 +91,13 @@ class SpectralEncoder(nn.Module):
         self.config = config
         dim = config.encoder_dim
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
-        self.inlet = nn.Linear(config.bins, dim)
+        self.inlet = Linear(config.bins, dim)
         self.blocks = nn.ModuleList(ConvNeXtBlock(dim, 2 * dim, 5) for _ in range(config.encoder_blocks))
-        self.gather = nn.Linear(config.stride * dim, dim)
+        self.gather = Linear(config.stride * dim, dim)
         self.mix = ConvNeXtBlock(dim, 2 * dim, 3)
         self.norm = nn.LayerNorm(dim)
-        self.to_score = nn.Linear(dim, config.score_dim)
-        self.to_latent = nn.Linear(dim, config.latent_dim)
+        self.to_score = Linear(dim, config.score_dim)
+        self.to_latent = Linear(dim, config.latent_dim)
 
     def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         c = self.config
@@ -123,15 +124,15 @@ class SpectralDecoder(nn.Module):
         self.codebooks = nn.ModuleList(
             nn.Embedding(config.codebook_size, config.latent_dim) for _ in range(config.codebooks - 1)
         )
-        self.from_score = nn.Linear(config.score_dim, dim)
-        self.from_latent = nn.Linear(config.latent_dim, dim)
+        self.from_score = Linear(config.score_dim, dim)
+        self.from_latent = Linear(config.latent_dim, dim)
         self.frame_block = ConvNeXtBlock(dim, 2 * dim, 3)
-        self.spread = nn.Linear(dim, config.stride * 64)
-        self.widen = nn.Linear(64, dim)
+        self.spread = Linear(dim, config.stride * 64)
+        self.widen = Linear(64, dim)
         self.blocks = nn.ModuleList(ConvNeXtBlock(dim, 2 * dim, 7) for _ in range(config.decoder_blocks))
         self.norm = nn.LayerNorm(dim)
-        self.magnitude = nn.Linear(dim, config.bins)
-        self.phase = nn.Linear(dim, config.bins)
+        self.magnitude = Linear(dim, config.bins)
+        self.phase = Linear(dim, config.bins)
 
     def look_up(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [B,K,T] -> score vectors [B,T,score_dim] and summed sound vectors [B,T,latent_dim]."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import onednn
+from ..onednn import Linear
 
 
-class StepLinear(nn.Linear):
-    """An `nn.Linear` without bias that takes oneDNN's product where there is one.
+class StepLinear(Linear):
+    """A linear layer without bias, by oneDNN's product where there is one.
 
     For two rows (guidance makes two of every prompt) MKL's reads weights of 4096 x 1024 at 12 GB/s, oneDNN's at 35 to
     40, two AVX512 cores having 75 GB/s to read with.
@@ -18,12 +17,6 @@ class StepLinear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[rows, in] -> [rows, out]."""
-        if onednn.usable(x):
-            return onednn.linear(x, self.weight)
-        return F.linear(x, self.weight)
 
     def plain(self) -> tuple[Tensor, Tensor]:
         """The weight [O,I] and what each output is multiplied by, float32 [O]: for the kernels of a step."""
