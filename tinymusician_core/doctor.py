@@ -20,7 +20,7 @@ import psutil
 
 from .files import sha256_of
 
-PACKAGES = ("torch", "torchaudio", "transformers", "gradio", "bitsandbytes")
+PACKAGES = ("torch", "torchaudio", "numba", "transformers", "gradio", "bitsandbytes")
 IMPORT_LIMIT_S = 120
 LITTLE_DISK_BYTES = 2 * 10**9
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm")
