@@ -5,27 +5,27 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-BUFFER_BYTES = 2**29
-TIMES = 8
+BUFFER_BYTES = 2**28
+SECONDS = 2.0
 
 
-def read_bandwidth(buffer_bytes: int = BUFFER_BYTES, times: int = TIMES) -> float:
+def read_bandwidth(buffer_bytes: int = BUFFER_BYTES, seconds: float = SECONDS) -> float:
     """Bytes a second at which all of torch's threads together read a buffer that no cache can hold.
 
-    Two ways of reading every float32 of it once, a sum and a dot product with itself, `times` times each; the best
-    counts, since whatever else is going on can only slow it down.
+    Two ways of reading every float32 of it once, a sum and a dot product with itself, by turns for so many seconds; the
+    best reading counts, since whatever else is going on can only slow it down.
 
     Raises:
-        ValueError: a buffer of less than one float, or no reading at all.
+        ValueError: a buffer of less than one float, or no time at all.
     """
     import torch
 
-    if buffer_bytes < 4 or times < 1:
-        raise ValueError(f"a buffer has 4 bytes or more and is read at least once, got {buffer_bytes} and {times}")
+    if buffer_bytes < 4 or not 0 < seconds < float("inf"):
+        raise ValueError(f"a buffer has 4 bytes or more and is read for some time, got {buffer_bytes} and {seconds}")
     buffer = torch.ones(buffer_bytes // 4)
-    best = float("inf")
-    for read in (torch.sum, lambda x: torch.dot(x, x)):
-        for _ in range(times):
+    best, begin = float("inf"), time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        for read in (torch.sum, lambda x: torch.dot(x, x)):
             start = time.perf_counter()
             read(buffer)
             best = min(best, time.perf_counter() - start)
