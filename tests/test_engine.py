@@ -9,7 +9,7 @@ from torch import nn
 
 from tinymusician_core.engine import Decoder, DecoderConfig, frames, products
 from tinymusician_core.engine.graph import GraphStep
-from tinymusician_core.engine.kernels import product
+from tinymusician_core.engine.kernels import gelu, product
 from tinymusician_core.engine.linear import StepLinear
 from tinymusician_core.engine.products import SMALL_BYTES
 from tinymusician_core.quant.schemes import pack
@@ -263,6 +263,13 @@ def test_the_compiled_product_is_the_plain_product(rows, outputs, inputs, dtype)
     out = np.full((rows, outputs), np.nan, np.float32)
     product(weight.numpy(), scale.numpy(), x.numpy(), out)
     torch.testing.assert_close(torch.from_numpy(out), x @ weight.float().t() * scale, atol=1e-3, rtol=1e-4)
+
+
+def test_the_compiled_gelu_is_torchs():
+    x = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([0.0, -1e-30, 1e30])]).view(2, -1)
+    out = np.empty(x.shape, np.float32)
+    gelu(x.numpy(), out)
+    torch.testing.assert_close(torch.from_numpy(out), nn.functional.gelu(x), atol=2e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("small", [0, SMALL_BYTES])

@@ -5,14 +5,16 @@ The slow twin is `Decoder.prefill` over one position. R rows, K codebooks, V cod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cache import Cache, Text
-from .kernels import add_normalise, attention, remember
+from .kernels import add_normalise, attention, gelu, remember
 from .products import as_array, bind
 
 if TYPE_CHECKING:
@@ -68,12 +70,13 @@ class _Layer:
 
     def __init__(self, layer: DecoderLayer, cache: Cache, index: int, buffers: _Buffers, prompts: int):
         rows = cache.store.shape[2]
-        normed, mixed, self._wide = buffers.normed, buffers.mixed, buffers.wide
+        normed, mixed, wide = buffers.normed, buffers.mixed, buffers.wide
         self._x, self._h, self._m = as_array(buffers.stream), as_array(normed), as_array(mixed)
+        self._w = as_array(wide)
         self.first_norm, self._ffn_norm = _norm(layer.self_norm), _norm(layer.ffn_norm)
         self._qkv, self._out = bind(layer.qkv, normed, prompts), bind(layer.out, mixed, prompts)
-        self._fc1, self._fc2 = bind(layer.fc1, normed, prompts), bind(layer.fc2, self._wide, prompts)
-        self._activation, self._attend = layer.activation, attention(layer.head_width)
+        self._fc1, self._fc2 = bind(layer.fc1, normed, prompts), bind(layer.fc2, wide, prompts)
+        self._activate, self._attend = _activation(layer), attention(layer.head_width)
         self._keys, self._values = (as_array(part) for part in cache.store[index])
         self._filled = np.zeros(rows, np.int64)
         self._scores = np.zeros((layer.heads, cache.store.shape[3]), np.float32)
@@ -104,9 +107,16 @@ class _Layer:
             self._attend(self._cross_q(), self._text_keys, self._text_values, self._lengths, m, self._text_scores)
             more = self._cross_out()
         add_normalise(x, more, *self._ffn_norm, h)
-        self._wide.copy_(self._activation(torch.from_numpy(self._fc1())))
+        self._activate(self._fc1(), self._w)
         add_normalise(x, self._fc2(), *next_norm, h)
 
 
 def _norm(norm: nn.LayerNorm) -> tuple[np.ndarray, np.ndarray]:
     return as_array(norm.weight), as_array(norm.bias)
+
+
+def _activation(layer: DecoderLayer) -> Callable[[np.ndarray, np.ndarray], None]:
+    """Writes what the layer's activation makes of the first array into the second."""
+    if layer.activation is F.gelu:
+        return gelu
+    return lambda x, out: np.copyto(out, layer.activation(torch.from_numpy(x)).numpy())

@@ -34,8 +34,8 @@ EXPLANATION = f"""
 - MB read a step: the weights of qkv, out, cross_q, cross_out, fc1, fc2 and heads, as they are stored. GB/s: those
   bytes over the time of a step; of bandwidth: the share of what the machine was seen to read, before the first row or
   after the last. No share is given where all of it fits into the processor's cache.
-- bf16 and fp16 are the decoder and the text encoder, the codec being float32; int8 and int4 are the presets of
-  `tinymusician quantize`.
+- bf16 and fp16 are the decoder and the text encoder, the codec being float32; int8 and int4 are the presets fast and
+  int4 of `tinymusician quantize`.
 - Same tokens: whether the first {GREEDY_FRAMES} frames, greedily, are those of {REFERENCE}.
 """
 

@@ -81,9 +81,9 @@ ROWS = (
     Row("ours fp32", "ours", "fp32"),
     Row("ours bf16", "ours", "bf16"),
     Row("ours fp16", "ours", "fp16"),
-    Row("ours int8", "ours", "int8"),
+    Row("ours int8", "ours", "fast"),
     Row("ours int4", "ours", "int4"),
-    Row("ours int8 student", "ours", "int8", student=True),
+    Row("ours int8 student", "ours", "fast", student=True),
 )
 
 

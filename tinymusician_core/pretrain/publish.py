@@ -23,8 +23,8 @@ SOURCES = (
 )
 RECIPES = {
     "codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 24",
-    "text": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 78",
-    "teacher": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 78",
+    "text": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 200",
+    "teacher": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 200",
     "student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 3 "
     "--minutes 10 --batch 8 --seconds 16 -o assets/models/student",
     "quantized": "tinymusician quantize --model assets/models/student --preset fast -o assets/models/quantized",

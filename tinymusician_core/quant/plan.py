@@ -114,28 +114,32 @@ def _int8(modules: nn.Module) -> Plan:
     return Plan.of({"*": "fp16", **{f"{part}.*": "int8" for part in parts}}, "int8")
 
 
-# Up to here a step of two rows is as fast with int8-weight as with int8, and closer (AVX512-VNNI, one core and two).
+# Up to here the engine's own product for int8-weight is the faster one for two rows: it wakes no other thread.
 FEW_WEIGHTS = 2**20
 
 
-def _fast(modules: nn.Module) -> Plan:
-    """All in int8, by the kernel that is faster for the shape.
-
-    The decoder's steps multiply two rows (guidance), so there small matrices go to int8-weight, which has nothing to
-    quantize a call; the text encoder, the codec, the text's keys and values and large matrices see many rows or read
-    many weights, and go to int8. What is neither a linear layer nor an embedding is stored in fp16.
-    """
-    rules = dict(_int8(modules).rules)
+def _few(modules: nn.Module) -> dict[str, str]:
+    """int8-weight for the small matrices of the decoder's steps, which multiply two rows (guidance)."""
+    rules = {}
     for name, module in packable(modules).items():
         step = name.startswith("decoder.") and not name.endswith(".cross_kv") and isinstance(module, nn.Linear)
         if step and module.weight.numel() <= FEW_WEIGHTS and module.in_features % WeightInt8Linear.MULTIPLE == 0:
             rules[name] = "int8-weight"
-    return Plan.of(rules, "fast")
+    return rules
+
+
+def _fast(modules: nn.Module) -> Plan:
+    """All in int8, by the kernel that is faster for the shape: int8-weight for few weights and rows, else int8.
+
+    The text encoder, the codec and the text's keys and values see many rows, large matrices read many weights: int8.
+    What is neither a linear layer nor an embedding is stored in fp16.
+    """
+    return Plan.of({**dict(_int8(modules).rules), **_few(modules)}, "fast")
 
 
 def _int4(modules: nn.Module) -> Plan:
-    """The smallest: the decoder's layers in int4; all else as in "int8"."""
-    return Plan.of({**dict(_int8(modules).rules), "decoder.layers.*": "int4"}, "int4")
+    """As "fast", but the decoder's large matrices in int4."""
+    return Plan.of({**dict(_int8(modules).rules), "decoder.layers.*": "int4", **_few(modules)}, "int4")
 
 
 PRESETS: dict[str, Callable[[nn.Module], Plan]] = {"paper": _paper, "int8": _int8, "fast": _fast, "int4": _int4}
