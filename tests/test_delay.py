@@ -17,9 +17,7 @@ def test_stereo_codebooks_go_in_pairs():
     assert pattern(8, 2) == (0, 0, 1, 1, 2, 2, 3, 3)
 
 
-@given(
-    st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.sampled_from([1, 2]), st.integers(0, 2**31)
-)
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 9), st.sampled_from([1, 2]), st.integers(0, 2**31))
 def test_undelay_takes_back_what_delay_did(batch, codebooks, frames, channels, seed):
     delays = pattern(codebooks * channels, channels)
     codes = torch.randint(0, 50, (batch, len(delays), frames), generator=torch.Generator().manual_seed(seed))

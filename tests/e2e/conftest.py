@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from studio_bench import give_encoder
 
 REPO = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240
@@ -60,6 +59,8 @@ def family_of_three(tiny_family, tmp_path_factory) -> Path:
     """An assets folder in which all three of the demo family are there: `quantized` is a copy of the tiny student."""
     assets = tmp_path_factory.mktemp("family")
     shutil.copytree(tiny_family, assets / "models")
+    from studio_bench import give_encoder
+
     give_encoder(assets / "models")
     if not (assets / "models" / "quantized").is_dir():
         shutil.copytree(assets / "models" / "student", assets / "models" / "quantized")
