@@ -75,7 +75,8 @@ def test_a_step_reads_fewer_bytes_in_smaller_types(found):
     assert read["transformers fp32"] == read["ours fp32"] == 4 * TINY_WEIGHTS
     assert read["transformers bf16"] == read["ours bf16"] == read["ours fp16"] == 2 * TINY_WEIGHTS
     assert TINY_WEIGHTS < read["ours int8"] < 1.1 * TINY_WEIGHTS
-    assert read["ours int8 student"] < read["ours int4"] < read["ours int8"]
+    # Every matrix of the tiny shape is small enough for int8-weight: int4 is for the large ones.
+    assert read["ours int8 student"] < read["ours int4"] == read["ours int8"]
 
 
 def test_progress_names_row_and_stage_and_never_runs_over(found, told):

@@ -119,6 +119,15 @@ def test_fast_picks_the_kernel_by_shape(folder):
         preset("tiny", modules)
 
 
+def test_the_int4_preset_gives_four_bits_to_large_matrices_alone(student, monkeypatch):
+    modules = student.modules
+    assert preset("int4", modules).assign(modules)["decoder.layers.0.fc1"] == "int8-weight"
+    monkeypatch.setattr("tinymusician_core.quant.plan.FEW_WEIGHTS", 0)
+    found = preset("int4", modules).assign(modules)
+    assert {found[f"decoder.layers.0.{name}"] for name in ("qkv", "out", "cross_q", "fc1", "fc2")} == {"int4"}
+    assert found["decoder.heads"] == "int8"
+
+
 @pytest.mark.parametrize("plan", [*PRESETS, MIXED])
 def test_a_saved_model_plays_what_the_packed_one_plays(folder, tmp_path, plan):
     source = tm.load(folder)
