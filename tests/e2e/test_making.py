@@ -45,7 +45,7 @@ def test_a_clip_is_heard_while_it_is_made_and_goes_on_in_the_whole(open_page, st
     page.wait_for_selector(f"{card('teacher', 'working')} .is-live .tm-shape path")
     assert fetched == []  # nobody has pressed play
     page.click(f"{card('teacher')} .tm-play")
-    page.wait_for_function(f"({AT})('teacher') > 0.5")
+    page.wait_for_function(f"({AT})('teacher') > 0.1")
     assert page.get_attribute(card("teacher"), "data-state") == "working"
     assert page.locator(f"{card('teacher')} .tm-download").count() == 0
     wait_done(page, "teacher")
