@@ -1,8 +1,9 @@
-"""How to draw a clip, as the command line says it: options that several sub-commands share."""
+"""What several sub-commands share: how to draw a clip, where to write, and numbers that say what is allowed."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from pathlib import Path
 
@@ -24,6 +25,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
 
 
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Where a new model goes, and the JSON line."""
+    parser.add_argument("-o", "--output", required=True, help="the folder to make")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+
+
 def read_spec(options: argparse.Namespace) -> SamplingSpec:
     """The sampling settings of a command line; ValueError names the first that is not allowed."""
     names = ("seconds", "seed", "cfg", "temperature", "top_k", "top_p", "greedy")
@@ -35,6 +42,19 @@ def read_count(name: str, text: str | None) -> int | None:
     if text is not None and not (text.isdecimal() and int(text) >= 1):
         raise ValueError(f"{name} must be a whole number of 1 or more, got {text!r}")
     return None if text is None else int(text)
+
+
+def read_amount(name: str, text: str | None) -> float | None:
+    """A finite number above 0, or None where nothing was given."""
+    if text is None:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a number above 0, got {text!r}")
+    return number
 
 
 def plain(name: str) -> str:

@@ -1,26 +1,17 @@
-"""`tinymusician quantize` and `tinymusician distill`: make a model smaller, into a folder of its own."""
+"""`tinymusician distill`: train a student on a teacher's outputs, into a folder of its own."""
 
 from __future__ import annotations
 
 import argparse
-import math
 
 from ..records import check_seed
 from . import show
-from .sampling import MODEL_HELP, read_count
+from .sampling import add_output, read_amount, read_count
 from .stopping import stop_on_ctrl_c
 
 
 def add_commands(commands) -> None:
-    """Add `quantize` and `distill` to the sub-commands."""
-    parser = commands.add_parser("quantize", help="store a model's weights in fewer bits, module by module")
-    parser.add_argument("--model", default="student", help=f"{MODEL_HELP} (default student)")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--preset", default="fast", help="paper, int8, fast or int4 (default fast)")
-    how.add_argument("--plan", help="a JSON file of module names or globs and schemes, or the plan.json of a model")
-    _add_output(parser)
-    parser.set_defaults(run=run_quantize)
-
+    """Add `distill` to the sub-commands."""
     parser = commands.add_parser("distill", help="train a student with some of a teacher's layers on its outputs")
     parser.add_argument("--teacher", default="teacher", help="teacher, a model folder, or a hub id (default teacher)")
     parser.add_argument("--data", required=True, help="a folder of codec tokens with the splits train and validation")
@@ -35,58 +26,8 @@ def add_commands(commands) -> None:
     parser.add_argument("--seed", default="0", help="start of the random draws (default 0)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to train (default cpu)")
     parser.add_argument("--resume", action="store_true", help="go on from the run that -o was begun with")
-    _add_output(parser)
+    add_output(parser)
     parser.set_defaults(run=run_distill)
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", required=True, help="the folder to make")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-
-
-def run_quantize(options: argparse.Namespace) -> int:
-    """Write a quantized model; its folder appears whole or not at all."""
-    with show.bar() as bar:
-        bar.show(f"{options.model}: loading", 0, None)
-        from ..quant.apply import quantize
-        from ..quant.plan import Plan
-
-        plan = options.preset if options.plan is None else Plan.read(options.plan)
-        made = quantize(
-            options.model,
-            plan,
-            options.output,
-            on_progress=lambda name, done, total: bar.show(f"{options.model}: packing", done, total),
-        )
-    if options.json:
-        show.emit_json(
-            {
-                "model": options.model,
-                "plan": made.preset,
-                "path": str(made.folder),
-                "disk_bytes": made.disk_bytes,
-                "source_bytes": made.source_bytes,
-                "modules": made.counts,
-            }
-        )
-        return 0
-    counts = ", ".join(f"{number} {scheme}" for scheme, number in made.counts.items())
-    share = 100 * made.disk_bytes / made.source_bytes
-    print(f"wrote {made.folder}: {made.disk_bytes / 1e6:.1f} MB, {share:.0f}% of {options.model} (modules: {counts})")
-    return 0
-
-
-def read_amount(name: str, text: str | None) -> float | None:
-    """A finite number above 0, or None where nothing was given."""
-    if text is None:
-        return None
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name} must be a number above 0, got {text!r}")
-    return number
 
 
 def run_distill(options: argparse.Namespace) -> int:
