@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tinymusician_core import domain
 from tinymusician_core.pretrain import arrange as arranging
 from tinymusician_core.pretrain import captions as captioning
 from tinymusician_core.pretrain.arrange import INSTRUMENTS, LEAD, Note, arrange
@@ -119,7 +120,7 @@ def test_captions_vary_say_only_what_is_true_and_repeat_for_a_seed(pieces):
         facts, lines = piece.facts, captioning.captions(piece.facts, piece.id, 40)
         assert lines == captioning.captions(facts, piece.id, 40)
         assert len(set(lines)) > 30
-        assert all(any(name in line for name in captioning.PLAYED_BY[facts.instrument]) for line in lines)
+        assert all(any(name in line for name in domain.PLAYED_BY[facts.instrument]) for line in lines)
         wrong = {"major", "minor"} - {facts.mode}
         assert not any(wrong & set(line.replace(",", "").split()) for line in lines)
         assert facts.texture == "solo" or not any("unaccompanied" in line for line in lines)

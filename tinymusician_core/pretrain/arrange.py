@@ -41,6 +41,10 @@ INSTRUMENTS = {
         Instrument("trumpet", 56, 56, 82),
         Instrument("organ", 19, 52, 82),
         Instrument("marimba", 12, 53, 84),
+        Instrument("banjo", 105, 50, 79),
+        Instrument("accordion", 21, 55, 86),
+        Instrument("oboe", 68, 60, 86),
+        Instrument("vibraphone", 11, 55, 86),
     )
 }
 ACCOMPANISTS = {"piano": 0, "guitar": 24, "organ": 19}
