@@ -1,0 +1,1 @@
+"""How good a variant is: figures with intervals, from clips that it plays and from music that nobody trained on."""
