@@ -1,0 +1,127 @@
+"""Polishing the codec: what the discriminators say, whose gradient goes where, and codes that keep their meaning."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig, SpectralEncoder
+from tinymusician_core.pretrain import polish
+from tinymusician_core.pretrain.arrange import LEAD, Facts, Note, Piece, Track
+from tinymusician_core.pretrain.discriminator import (
+    Discriminators,
+    feature_distance,
+    passing_for_real,
+    telling_apart,
+)
+from tinymusician_core.pretrain.polish import PolishTraining, polish_codec
+
+FRAME = 1280
+
+
+def small_codec():
+    torch.manual_seed(0)
+    sizes = {"encoder_dim": 16, "decoder_dim": 16, "encoder_blocks": 1, "decoder_blocks": 1}
+    config = SpectralConfig(codebook_size=8, score_dim=4, latent_dim=6, **sizes)
+    return SpectralCodec(config), SpectralEncoder(config)
+
+
+def sound(frames, seed=0, batch=2):
+    return 0.1 * torch.randn(batch, 1, frames * FRAME, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def judges():
+    torch.manual_seed(1)
+    return Discriminators((512, 256), channels=4)
+
+
+def test_the_losses_of_known_verdicts():
+    def said(*verdicts):
+        return [(torch.tensor(v), [torch.tensor(v)]) for v in verdicts]
+
+    assert telling_apart(said([1.0, 2.0]), said([-1.0, -3.0])) == 0
+    assert telling_apart(said([0.0, 0.5]), said([0.0, -0.5])) == pytest.approx(0.75 + 0.75)
+    assert passing_for_real(said([1.0, 2.0], [3.0, 4.0])) == pytest.approx(-2.5)
+    assert feature_distance(said([2.0, -2.0]), said([1.0, -1.0])) == pytest.approx(0.5)
+    assert feature_distance(said([2.0, -2.0]), said([2.0, -2.0])) == 0
+
+
+def test_frozen_judges_say_the_same_and_learn_nothing(judges):
+    wave = sound(4).requires_grad_()
+    passing_for_real(judges.detached(wave)).backward()
+    assert wave.grad.abs().sum() > 0
+    assert all(p.grad is None for p in judges.parameters())
+    for (a, _), (b, _) in zip(judges(wave), judges.detached(wave), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_judges_learn_to_tell_noise_from_a_tone(judges):
+    tone = 0.1 * torch.sin(torch.arange(4 * FRAME) * 0.1).repeat(2, 1, 1)
+    optimizer = torch.optim.Adam(judges.parameters(), 3e-3)
+    costs = []
+    for step in range(30):
+        cost = telling_apart(judges(tone), judges(sound(4, step)))
+        optimizer.zero_grad()
+        cost.backward()
+        optimizer.step()
+        costs.append(cost.item())
+    assert costs[-1] < 0.5 < costs[0]
+
+
+def test_each_side_gets_the_gradient_of_its_own_loss():
+    codec, encoder = small_codec()
+    model, audio = PolishTraining(codec), sound(6)
+    codec._encoder = encoder
+    codes = codec.encode(audio).clone()
+    losses = model(audio, codes)
+    losses["loss"].backward()
+    judges_grad = [p.grad.clone() for p in model.judges.parameters()]
+    decoder_grad = codec.decoder.widen.weight.grad.clone()
+    model.zero_grad()
+    model(audio, codes)["judged"].backward()
+    assert codec.decoder.widen.weight.grad is None
+    for grad, parameter in zip(judges_grad, model.judges.parameters(), strict=True):
+        torch.testing.assert_close(grad, parameter.grad)
+    model.zero_grad()
+    again = model(audio, codes)
+    (again["loss"] - again["judged"]).backward()
+    torch.testing.assert_close(decoder_grad, codec.decoder.widen.weight.grad)
+    assert codec.decoder.score_codebook.weight.grad is None
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A work folder with a codec and two pieces of tones."""
+    import soundfile
+
+    codec, encoder = small_codec()
+    codec.save(tmp_path / "codec" / "model", encoder)
+    (tmp_path / "audio").mkdir()
+    facts = Facts("flute", "air", "3/4", "slow", 60, 0, "major", "solo", "", "middle")
+    lines = []
+    for number, split in enumerate(("train", "validation")):
+        track = Track(LEAD, 73, (Note(0, 20, 72, 70),))
+        piece = Piece(f"p{number}", f"t{number}", split, 160, (0, 80), (track,), facts)
+        wave = 0.2 * np.sin(np.arange(160 * FRAME) * (0.05 + 0.01 * number))
+        soundfile.write(tmp_path / "audio" / f"{piece.id}.flac", wave, 32000)
+        lines.append(json.dumps(asdict(piece)))
+    (tmp_path / "pieces.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_polishing_changes_the_sound_and_not_one_code(work, monkeypatch):
+    class Few(polish.TrainSettings):
+        def __init__(self, minutes, **settings):
+            super().__init__(steps=4, **settings)
+
+    monkeypatch.setattr(polish, "TrainSettings", Few)
+    polish_codec(work, minutes=1, batch=2)
+    before, after = (SpectralCodec.from_folder(work / part / "model") for part in ("codec", "polish"))
+    audio = sound(40, batch=1)
+    codes = before.encode(audio)
+    assert torch.equal(codes, after.encode(audio))
+    assert not torch.equal(before.decode(codes), after.decode(codes))
+    assert (work / "polish" / "log.jsonl").exists()
