@@ -5,7 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from tinymusician_core.quant.schemes import SCHEMES, from_tensors, pack, scheme_named, stored_bytes, to_tensors
+from tinymusician_core.quant.schemes import (
+    SCHEMES,
+    from_tensors,
+    pack,
+    scheme_named,
+    stored_bytes,
+    to_tensors,
+    unavailable,
+)
 from tinymusician_core.records import ModelError
 
 # Relative error allowed in a product, by scheme: from the size of one rounding step.
@@ -18,6 +26,7 @@ LINEAR_ERROR = {
     "int4": 0.12,
     "bnb-int8": 0.02,
     "nf4": 0.13,
+    "fp4": 0.2,
 }
 
 
@@ -79,7 +88,18 @@ def test_an_embedding_stays_close_to_its_float_self(scheme):
     found = pack(table, scheme)(tokens).detach()
     assert found.dtype == torch.float32
     assert found.shape == (2, 3, 24)
-    assert off(found, wanted) < 0.01
+    assert off(found, wanted) < (LINEAR_ERROR["int4"] if scheme == "int4" else 0.01)
+
+
+@pytest.mark.parametrize("width", [1, 5, 64, 100])
+def test_four_bit_tables_of_any_width_come_back(width):
+    table = nn.Embedding(6, width)
+    packed = pack(table, "int4")
+    found, wanted = packed(torch.arange(6)), table.weight.detach()
+    groups = packed.scales[..., 0].float()
+    step = groups.repeat_interleave(min(64, width + width % 2), dim=1)[:, :width]
+    assert found.shape == wanted.shape
+    assert bool(((found - wanted).abs() <= 0.55 * step + 0.01 * wanted.abs().max()).all())
 
 
 MAKERS = {"linear": linear, "embedding": lambda: nn.Embedding(50, 24), "conv": lambda: nn.Conv1d(4, 6, 3)}
@@ -123,10 +143,11 @@ def test_bytes_are_those_that_the_scheme_promises():
     assert stored_bytes(layer, "int8") == weights + 4 * 256
     assert stored_bytes(layer, "int8-weight") == weights + 2 * 256
     assert stored_bytes(layer, "int4") == weights // 2 + 4 * weights // 64
-    assert stored_bytes(layer, "nf4") == weights // 2 + 2 * weights // 64
+    assert stored_bytes(layer, "nf4") == stored_bytes(layer, "fp4") == weights // 2 + 2 * weights // 64
+    assert stored_bytes(nn.Embedding(100, 256), "int4") == 100 * 128 + 100 * 4 * 4
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4", "bnb-int8", "nf4"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4", "bnb-int8", "nf4", "fp4"])
 def test_rows_of_zeros_and_rows_of_very_different_size_survive(scheme):
     layer = linear(40, 64)  # whole blocks of 64 a row: NF4's scales are then each row's own
     with torch.no_grad():
@@ -222,6 +243,15 @@ def test_t5_feed_forward_leaves_the_input_of_a_packed_layer_alone(scheme):
         found = model(input_ids=tokens).last_hidden_state
     assert found.dtype == torch.float32
     assert off(found, wanted) < 2 * LINEAR_ERROR[scheme]
+
+
+def test_what_a_device_cannot_run_is_named_with_the_reason(monkeypatch):
+    assert unavailable("cpu") == {}
+    there = unavailable("cuda")
+    assert set(there) == {"int8", "int8-weight", "int4"}
+    assert there["int4"] == "its kernel runs on the cpu alone, not on cuda"
+    monkeypatch.setattr("tinymusician_core.quant.schemes.find_spec", lambda name: None)
+    assert unavailable("cpu") == dict.fromkeys(("bnb-int8", "nf4", "fp4"), "bitsandbytes is not installed")
 
 
 def test_bitsandbytes_is_imported_only_when_it_is_used():

@@ -1,4 +1,4 @@
-"""Linear layers packed by bitsandbytes: LLM.int8() and NF4. They save memory everywhere, and time on a GPU.
+"""Linear layers packed by bitsandbytes: LLM.int8(), NF4 and FP4. They save memory everywhere, and time on a GPU.
 
 bitsandbytes takes seconds to import, so it is imported when the first layer is packed, and never by a plan without it.
 """
@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 from functools import cache
 from types import ModuleType
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .linears import PackedLinear, aligned, expect, expect_bias
 
-BLOCK = 64  # weights that share one scale in NF4
+BLOCK = 64  # weights that share one scale in NF4 and FP4
 
 
 @cache
@@ -66,25 +67,28 @@ class BnbInt8Linear(PackedLinear):
         return y.view(*x.shape[:-1], self.out_features)
 
 
-class Nf4Linear(PackedLinear):
-    """NF4 (QLoRA, Dettmers et al., arXiv 2305.14314): 4 bits, a float16 scale for each 64; bfloat16 products."""
+class FourBitLinear(PackedLinear):
+    """4 bits of a table of 16 numbers, a float16 scale for each 64 weights; bfloat16 products."""
 
+    table: ClassVar[str]
     capturable = False  # bitsandbytes chooses kernels and buffers as it runs
 
     def __init__(self, like: nn.Linear, packed: Tensor, scale: Tensor, bias: Tensor | None):
         super().__init__(like, bias)
         self.register_buffer("packed", aligned(packed), persistent=False)  # uint8 [O * I / 2, 1]
         self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("code", kernels().get_4bit_type("nf4", device=packed.device), persistent=False)
+        self.register_buffer("code", kernels().get_4bit_type(self.table, device=packed.device), persistent=False)
 
     @classmethod
-    def pack(cls, linear: nn.Linear) -> Nf4Linear:
+    def pack(cls, linear: nn.Linear) -> FourBitLinear:
         weight = linear.weight.detach().float().contiguous()
-        packed, state = kernels().quantize_4bit(weight, blocksize=BLOCK, compress_statistics=False, quant_type="nf4")
+        packed, state = kernels().quantize_4bit(
+            weight, blocksize=BLOCK, compress_statistics=False, quant_type=cls.table
+        )
         return cls(linear, packed, state.absmax.half().float(), linear.bias)
 
     @classmethod
-    def restore(cls, like: nn.Linear, tensors: dict[str, Tensor]) -> Nf4Linear:
+    def restore(cls, like: nn.Linear, tensors: dict[str, Tensor]) -> FourBitLinear:
         count = like.out_features * like.in_features
         packed = expect(tensors, "packed", (-(-count // 2), 1), torch.uint8)
         scale = expect(tensors, "scale", (-(-count // BLOCK),), torch.float16)
@@ -99,7 +103,19 @@ class Nf4Linear(PackedLinear):
 
         shape = torch.Size((self.out_features, self.in_features))
         state = kernels().QuantState(
-            absmax=self.scale, shape=shape, code=self.code, blocksize=BLOCK, quant_type="nf4", dtype=torch.bfloat16
+            absmax=self.scale, shape=shape, code=self.code, blocksize=BLOCK, quant_type=self.table, dtype=torch.bfloat16
         )
         y = matmul_4bit(x.to(torch.bfloat16), self.packed.t(), state).float()
         return y if self.bias is None else y + self.bias
+
+
+class Nf4Linear(FourBitLinear):
+    """NF4, the quantiles of a normal distribution (QLoRA, Dettmers et al., arXiv 2305.14314)."""
+
+    table = "nf4"
+
+
+class Fp4Linear(FourBitLinear):
+    """FP4: a sign, two bits of exponent and one of mantissa."""
+
+    table = "fp4"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .int4 import GROUP, int4_groups
 from .linears import expect, half_of, int8_rows
 
 
@@ -35,6 +36,49 @@ class Int8Embedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """tokens int64 [...] -> float32 [..., D]."""
         return functional.embedding(tokens, self.weight) * functional.embedding(tokens, self.scale)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}"
+
+
+class Int4Embedding(nn.Module):
+    """4 bits an entry, a bfloat16 scale and middle for each 64 of a row, as `int4.Int4Linear` has them.
+
+    `weight` is the table of packed bytes: T5 asks an embedding for its weight's device.
+    """
+
+    def __init__(self, nibbles: Tensor, scales: Tensor, width: int):
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = nibbles.shape[0], width
+        self.register_buffer("weight", nibbles, persistent=False)
+        self.register_buffer("scales", scales, persistent=False)
+
+    @staticmethod
+    def group_of(width: int) -> int:
+        """64, or the whole of a shorter row, an odd one filled up."""
+        return min(GROUP, width + width % 2)
+
+    @classmethod
+    def pack(cls, embedding: nn.Embedding) -> Int4Embedding:
+        return cls(*int4_groups(embedding.weight, cls.group_of(embedding.embedding_dim)), embedding.embedding_dim)
+
+    @classmethod
+    def restore(cls, like: nn.Embedding, tensors: dict[str, Tensor]) -> Int4Embedding:
+        rows, width = like.num_embeddings, like.embedding_dim
+        group = cls.group_of(width)
+        groups = -(-width // group)
+        nibbles = expect(tensors, "nibbles", (rows, groups * group // 2), torch.uint8)
+        return cls(nibbles, expect(tensors, "scales", (rows, groups, 2), torch.bfloat16), width)
+
+    def stored(self) -> dict[str, Tensor]:
+        return {"nibbles": self.weight, "scales": self.scales}
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens int64 [...] -> float32 [..., D]."""
+        nibbles, scales = self.weight[tokens], self.scales[tokens].float()
+        numbers = torch.stack((nibbles & 15, nibbles >> 4), dim=-1).flatten(-2).float() - 8.0
+        rows = numbers.unflatten(-1, (scales.shape[-2], -1)) * scales[..., :1] + scales[..., 1:]
+        return rows.flatten(-2)[..., : self.embedding_dim]
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}"

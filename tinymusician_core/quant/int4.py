@@ -70,8 +70,8 @@ class Int4Linear(PackedLinear):
         return y.view(*x.shape[:-1], self.out_features)
 
 
-def int4_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight [O,I] -> nibbles uint8 [O, G * 32] and scales bfloat16 [O,G,2]: of each group its scale and its middle.
+def grouped(weight: Tensor, group: int = GROUP) -> Tensor:
+    """Weight [O,I] -> float32 [O,G,group], the last group of a row filled up with zeros.
 
     Raises:
         ValueError: weights that are not finite.
@@ -79,10 +79,33 @@ def int4_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
     weight = weight.detach().float()
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("the weights are not finite; there is no int4 for them")
-    groups = functional.pad(weight, (0, -weight.shape[1] % GROUP)).view(weight.shape[0], -1, GROUP)
-    low, high = groups.amin(dim=2), groups.amax(dim=2)
+    return functional.pad(weight, (0, -weight.shape[1] % group)).view(weight.shape[0], -1, group)
+
+
+def grid(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale and the middle, bfloat16 [...], of 16 numbers that span `low` to `high`."""
     scale = ((high - low) / 15.0).clamp_min(TINY).to(torch.bfloat16)
-    middle = (low + 8.0 * scale.float()).to(torch.bfloat16)
-    numbers = (groups - middle.float().unsqueeze(2)) / scale.float().unsqueeze(2) + 8.0
-    numbers = numbers.round().clamp(0, 15).to(torch.uint8).flatten(1)
-    return numbers[:, 0::2] | (numbers[:, 1::2] << 4), torch.stack((scale, middle), dim=2)
+    return scale, (low + 8.0 * scale.float()).to(torch.bfloat16)
+
+
+def nearest(weight: Tensor, scale: Tensor, middle: Tensor) -> Tensor:
+    """The number 0 to 15, as float32, that stands nearest to each weight [...] on its grid."""
+    return ((weight - middle.float()) / scale.float() + 8.0).round().clamp(0, 15)
+
+
+def two_a_byte(numbers: Tensor) -> Tensor:
+    """Numbers [O,I], I even -> uint8 [O,I / 2], the first in the low half."""
+    numbers = numbers.to(torch.uint8)
+    return numbers[:, 0::2] | (numbers[:, 1::2] << 4)
+
+
+def int4_groups(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
+    """Weight [O,I] -> nibbles uint8 [O, G * group / 2], scales bfloat16 [O,G,2]: a group's scale and its middle.
+
+    Raises:
+        ValueError: weights that are not finite.
+    """
+    groups = grouped(weight, group)
+    scale, middle = grid(groups.amin(dim=2), groups.amax(dim=2))
+    numbers = nearest(groups, scale.unsqueeze(2), middle.unsqueeze(2))
+    return two_a_byte(numbers.flatten(1)), torch.stack((scale, middle), dim=2)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
 
-from .bnb import BnbInt8Linear, Nf4Linear
-from .embeddings import Bf16Embedding, Fp16Embedding, Int8Embedding
+from .bnb import BnbInt8Linear, FourBitLinear, Fp4Linear, Nf4Linear
+from .embeddings import Bf16Embedding, Fp16Embedding, Int4Embedding, Int8Embedding
 from .int4 import Int4Linear
 from .linears import Bf16Linear, Fp16Linear, Int8Linear, WeightInt8Linear, expect, half_of
 
@@ -57,11 +58,27 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("fp16", "float16 weights, float32 sums", Fp16Linear, Fp16Embedding, torch.float16),
         Scheme("int8", "torch.ao dynamic int8, a scale a row", Int8Linear, Int8Embedding),
         Scheme("int8-weight", "int8 weights, bfloat16 inputs", WeightInt8Linear, Int8Embedding),
-        Scheme("int4", "torch's 4 bits, 64 weights a scale, bfloat16 inputs", Int4Linear),
+        Scheme("int4", "torch's 4 bits, 64 weights a scale, bfloat16 inputs", Int4Linear, Int4Embedding),
         Scheme("bnb-int8", "bitsandbytes LLM.int8()", BnbInt8Linear),
         Scheme("nf4", "bitsandbytes NF4, 64 weights a scale", Nf4Linear),
+        Scheme("fp4", "bitsandbytes FP4, 64 weights a scale", Fp4Linear),
     )
 }
+
+
+def unavailable(device: str | torch.device = "cpu") -> dict[str, str]:
+    """The schemes that cannot run on a device of this machine, each with the reason; the others can."""
+    kind = torch.device(device).type
+    reasons = {}
+    for name, scheme in SCHEMES.items():
+        form = scheme.linear
+        if form is not None and issubclass(form, BnbInt8Linear | FourBitLinear) and find_spec("bitsandbytes") is None:
+            reasons[name] = "bitsandbytes is not installed"
+        elif kind != "cpu" and form is not None and getattr(form, "cpu_only", False):
+            reasons[name] = f"its kernel runs on the cpu alone, not on {kind}"
+        elif form is Int8Linear and torch.backends.quantized.engine == "none":
+            reasons[name] = "this build of torch has no quantized kernels"
+    return reasons
 
 
 def scheme_named(name: str) -> Scheme:
