@@ -107,7 +107,7 @@ def save_tiny_musicgen(folder: Path, channels: int = 1, melody: bool = False) ->
     return folder
 
 
-def save_tiny_family(models: Path) -> Path:
+def save_tiny_family(models: Path, teacher_layers: int = 4) -> Path:
     """A random teacher and student around one text encoder and one spectral codec, laid out like assets/models."""
     from transformers import MusicgenForCausalLM, T5EncoderModel
 
@@ -121,7 +121,7 @@ def save_tiny_family(models: Path) -> Path:
     )
     scramble(codec := SpectralCodec(sizes), seed=4)
     codec.save(models / "codec")
-    for name, layers, seed in (("teacher", 4, 5), ("student", 2, 6)):
+    for name, layers, seed in (("teacher", teacher_layers, 5), ("student", 2, 6)):
         config = decoder_config(layers, 64)
         decoder = scramble(MusicgenForCausalLM(config), seed=seed)
         projection = scramble(nn.Linear(24, 32), seed=seed + 10)

@@ -16,6 +16,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 PATIENCE_S = 240
+TEACHER_LAYERS = 96
 SERVE = "import sys; from studio.app import serve; serve('127.0.0.1', int(sys.argv[1]), False, sys.argv[2])"
 CHROMIUM_ARGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -55,16 +56,18 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def family_of_three(tiny_family, tmp_path_factory) -> Path:
-    """An assets folder in which all three of the demo family are there: `quantized` is a copy of the tiny student."""
-    assets = tmp_path_factory.mktemp("family")
-    shutil.copytree(tiny_family, assets / "models")
+def family_of_three(tmp_path_factory) -> Path:
+    """An assets folder in which all three of the demo family are there: `quantized` is a copy of the tiny student.
+
+    The teacher is tiny but deep, so that a browser has time to do something while it plays.
+    """
+    from conftest import save_tiny_family
     from studio_bench import give_encoder
 
-    give_encoder(assets / "models")
-    if not (assets / "models" / "quantized").is_dir():
-        shutil.copytree(assets / "models" / "student", assets / "models" / "quantized")
-    return assets
+    models = save_tiny_family(tmp_path_factory.mktemp("family") / "models", TEACHER_LAYERS)
+    give_encoder(models)
+    shutil.copytree(models / "student", models / "quantized")
+    return models.parent
 
 
 @pytest.fixture(scope="module")

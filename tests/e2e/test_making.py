@@ -13,7 +13,7 @@ from .test_compare import card, choose, fits, generate, press_generate, wait_don
 
 pytestmark = pytest.mark.browser
 
-LONG, LONGEST = "240", "600"  # the tiny models make minutes of music in seconds
+LONG, LONGEST = "240", "600"
 AT = "model => window.tmSound.at(document.querySelector(`[data-model=${model}] .tm-player`))"
 
 
