@@ -95,11 +95,6 @@ def figure_parts(words: FigureWords, figures: Mapping[str, Any]) -> tuple[str, s
     return f"{value * words.scale:,.{words.places}f}", words.unit
 
 
-def figure(words: FigureWords, figures: Mapping[str, Any]) -> str:
-    """A figure in one piece, such as "12.5 ms"."""
-    return " ".join(part for part in figure_parts(words, figures) if part)
-
-
 def ran_on(figures: Mapping[str, Any]) -> str:
     """The device and its threads, such as "CPU, 2 threads"."""
     device, threads = figures.get("device"), figures.get("threads")

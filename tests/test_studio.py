@@ -62,13 +62,13 @@ def test_the_hint_names_the_words():
 
 
 def test_figures_are_written_with_their_units_and_never_invented():
-    shown = {words.name: wording.figure(words, FIGURES.as_dict()) for words in wording.FIGURES}
+    shown = {words.name: wording.figure_parts(words, FIGURES.as_dict()) for words in wording.FIGURES}
     assert shown == {
-        "first_sound_ms": "0.90 s",
-        "ms_per_step": "12.5 ms",
-        "x_realtime": "2.25 × real time",
-        "peak_memory_bytes": "not measured",
-        "disk_bytes": "31.2 MB",
+        "first_sound_ms": ("0.90", "s"),
+        "ms_per_step": ("12.5", "ms"),
+        "x_realtime": ("2.25", "× real time"),
+        "peak_memory_bytes": ("not measured", ""),
+        "disk_bytes": ("31.2", "MB"),
     }
     assert wording.ran_on(FIGURES.as_dict()) == "CPU, 2 threads"
     assert wording.ran_on({"device": None}) == "not measured"
