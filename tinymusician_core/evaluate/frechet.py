@@ -126,7 +126,7 @@ def frechet_extrapolated(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Extrapo
 def _without_each(x: np.ndarray, groups: int, rng: np.random.Generator) -> list[np.ndarray]:
     """The rows of x cut into random groups of one size, or nearly; for each group the rows outside it."""
     order = rng.permutation(len(x))
-    return [x[np.setdiff1d(order, group)] for group in np.array_split(order, groups)]
+    return [np.delete(x, group, axis=0) for group in np.array_split(order, groups)]
 
 
 def _intercept(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -32,15 +32,18 @@ def median_distance(b: np.ndarray) -> float:
     return median
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray, bandwidth: float | None = None) -> float:
+def kernel_distance(a: np.ndarray, b: np.ndarray, bandwidth: float | None = None, paired: bool = False) -> float:
     """KAD between embeddings a [n_a, D] and the reference b [n_b, D]; 0 exactly for two sets of the same rows.
 
-    It is unbiased, so two sets from one source come out as often a little below 0 as above.
+    It is unbiased for sets that have nothing to do with one another, so two sets from one source come out as often a
+    little below 0 as above.
 
     Args:
         a, b: the embeddings.
         bandwidth: h; None for the median distance within b. Give `median_distance` of the whole reference wherever
             values are to be compared, as in resampling: another h is another measure.
+        paired: row i of both is the same clip, as it was and made worse. A clip is nearer to itself than to any other,
+            which would count as likeness of the sets: those n pairs are left out (Gretton et al., equation 4).
 
     Raises:
         ValueError: shapes that do not fit, fewer than 2 rows, values that are not finite, or a bandwidth that is not
@@ -52,8 +55,12 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, bandwidth: float | None = None
         raise ValueError(f"the bandwidth must be a finite number above 0, got {bandwidth!r}")
     if same_set(a, b):
         return 0.0
+    if paired and len(a) != len(b):
+        raise ValueError(f"paired sets must be of one size, got {len(a)} and {len(b)}")
     within = [_kernel(pdist(x, "sqeuclidean"), h).mean() for x in (a, b)]
-    return float(SCALE * (sum(within) - 2.0 * _kernel(cdist(a, b, "sqeuclidean"), h).mean()))
+    between = _kernel(cdist(a, b, "sqeuclidean"), h)
+    apart = between[~np.eye(len(a), dtype=bool)] if paired else between
+    return float(SCALE * (sum(within) - 2.0 * apart.mean()))
 
 
 def _kernel(squared: np.ndarray, h: float) -> np.ndarray:
