@@ -135,7 +135,9 @@ def test_a_stopped_run_resumes_to_the_same_weights(family, tokens):
     assert sum(record["step"] == 0 for record in log_of(parts)) == 1
 
 
-@pytest.mark.parametrize("loss", ["forward-kl", "reverse-kl", "skew-kl", "skew-reverse-kl", "cross-entropy"])
+@pytest.mark.parametrize(
+    "loss", ["forward-kl", "reverse-kl", "skew-kl", "skew-reverse-kl", "jsd", "alpha-beta:0.4,0.5", "cross-entropy"]
+)
 def test_every_loss_trains(family, tokens, loss):
     done = distill(family / "teacher", tokens, 2, family / "mine", steps=2, loss=loss, **SMALL)
     assert done.validation["validation_kl"] > 0

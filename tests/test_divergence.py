@@ -9,6 +9,8 @@ ALL = {
     "reverse": divergence.reverse_kl,
     "skew forward": divergence.skew_forward_kl,
     "skew reverse": divergence.skew_reverse_kl,
+    "jensen shannon": divergence.jensen_shannon,
+    "alpha beta": divergence.alpha_beta,
 }
 
 
@@ -19,6 +21,11 @@ def softmax(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 def naive(name: str, teacher: np.ndarray, student: np.ndarray, temperature: float, alpha: float) -> np.ndarray:
     p, q = softmax(teacher, temperature), softmax(student, temperature)
+    if name == "alpha beta":
+        return naive_alpha_beta(p, q, 0.2, 0.7) * temperature**2
+    if name == "jensen shannon":
+        m = (p + q) / 2
+        return (p * np.log(p / m) + q * np.log(q / m)).sum(-1) / 2 * temperature**2
     first, second = {
         "forward": (p, q),
         "reverse": (q, p),
@@ -29,6 +36,15 @@ def naive(name: str, teacher: np.ndarray, student: np.ndarray, temperature: floa
     for token in range(first.shape[-1]):
         total += first[..., token] * (np.log(first[..., token]) - np.log(second[..., token]))
     return total * temperature**2
+
+
+def naive_alpha_beta(p: np.ndarray, q: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+    """The definition as ABKD prints it, token by token."""
+    total, both = np.zeros(p.shape[:-1]), alpha + beta
+    for token in range(p.shape[-1]):
+        a, b = p[..., token], q[..., token]
+        total += a**alpha * b**beta - alpha / both * a**both - beta / both * b**both
+    return -total / (alpha * beta)
 
 
 def logits(seed: int, scale: float = 3.0, dtype=torch.float64) -> torch.Tensor:
@@ -53,6 +69,36 @@ def test_other_skews_equal_the_naive_reference(name):
     for alpha in (0.01, 0.5, 0.9):
         expected = naive(name, teacher.numpy(), student.numpy(), 1.0, alpha)
         assert np.abs(ALL[name](teacher, student, alpha=alpha).numpy() - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.2, 0.7), (0.5, 0.5), (1.0, 0.3), (2.0, 1.5)])
+def test_other_alphas_and_betas_equal_the_naive_reference(alpha, beta):
+    teacher, student = logits(3), logits(4)
+    expected = naive_alpha_beta(softmax(teacher.numpy(), 1.0), softmax(student.numpy(), 1.0), alpha, beta)
+    found = divergence.alpha_beta(teacher, student, alpha=alpha, beta=beta)
+    assert np.abs(found.numpy() - expected).max() < 1e-9
+
+
+def test_alpha_beta_goes_to_the_forward_and_the_reverse_kl():
+    teacher, student = logits(3), logits(4)
+    found = divergence.alpha_beta(teacher, student, alpha=1.0, beta=1e-5)
+    torch.testing.assert_close(found, divergence.forward_kl(teacher, student), rtol=1e-3, atol=1e-3)
+    found = divergence.alpha_beta(teacher, student, alpha=1e-5, beta=1.0)
+    torch.testing.assert_close(found, divergence.reverse_kl(teacher, student), rtol=1e-3, atol=1e-3)
+
+
+def test_jensen_shannon_is_symmetric_and_bounded():
+    teacher, student = logits(3), logits(4)
+    found = divergence.jensen_shannon(teacher, student)
+    torch.testing.assert_close(found, divergence.jensen_shannon(student, teacher))
+    assert found.max() <= np.log(2.0)
+    far = divergence.jensen_shannon(torch.tensor([[900.0, 0.0]]), torch.tensor([[0.0, 900.0]]))
+    assert float(far) == pytest.approx(np.log(2.0))
+    uneven = divergence.jensen_shannon(teacher, student, share=0.2)
+    p, q = softmax(teacher.numpy(), 1.0), softmax(student.numpy(), 1.0)
+    m = 0.2 * p + 0.8 * q
+    expected = (0.2 * p * np.log(p / m) + 0.8 * q * np.log(q / m)).sum(-1)
+    assert np.abs(uneven.numpy() - expected).max() < 1e-9
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -114,5 +160,7 @@ def test_bad_arguments_are_named():
         divergence.forward_kl(teacher, student, 0)
     with pytest.raises(ValueError, match=r"teacher logits are \[2, 4, 5, 33\]"):
         divergence.reverse_kl(teacher, student[0])
+    with pytest.raises(ValueError, match="alpha is 0.0 and beta 1.0; finite numbers above 0"):
+        divergence.alpha_beta(teacher, student, alpha=0.0, beta=1.0)
     with pytest.raises(ValueError, match="share is 1"):
         divergence.skew_forward_kl(teacher, student, alpha=1)

@@ -23,7 +23,7 @@ from ..training import CHECKPOINT, Trainer, TrainProgress, TrainSettings
 from ..variants import resolve
 from .data import Batch, Batches
 from .divergence import forward_kl
-from .loss import LossSpec, distillation_loss, loss_named
+from .loss import LossSpec, distillation_loss, loss_named, position_weights
 from .source import Teacher, hash_of, read_teacher
 from .student import logits, make_student
 
@@ -156,7 +156,8 @@ class _Session:
             with torch.no_grad():
                 wanted = logits(self.teacher.decoder, batch.inputs, batch.states, batch.mask)
         found = logits(self.student, batch.inputs, batch.states, batch.mask)
-        losses = distillation_loss(wanted, found, batch.targets, batch.valid, self.terms, progress)
+        weights = position_weights(batch.valid, None)
+        losses = distillation_loss(wanted, found, batch.targets, weights, self.terms, progress)
         return {"loss": losses.total, "cross_entropy": losses.cross_entropy, "distillation": losses.distillation}
 
     @torch.no_grad()
