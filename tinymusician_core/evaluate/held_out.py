@@ -1,0 +1,112 @@
+"""What variants are measured against: music of tunes that nothing was trained on (`assets/evaluation`).
+
+`pretrain held-out` makes the folder, from the test split alone:
+
+config.json             the listener that judged, the codec that encoded, the length of a window
+test.safetensors/.jsonl codec tokens of the real windows, and one caption each: the prompts of an evaluation
+real.jsonl              what the judges say of the same windows as they were rendered
+round-trip.jsonl        and after the codec's encoder and decoder, with what that cost
+reference.safetensors   the listener's embeddings of windows of other tunes: the set that all distances are taken to
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..files import reading, sha256_of
+from ..records import ModelError
+from ..tokens import TokenDataset
+from ..variants import assets_folder
+from .journal import Journal
+from .jury import Judged
+
+FOLDER, SPLIT = "evaluation", "test"
+REMEDY = "python -m tinymusician_core.pretrain held-out makes the folder anew"
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Held-out music, judged.
+
+    Attributes:
+        tokens: codes of the real windows [K,T] and their captions, the first of which is a prompt.
+        real: the judges on the same windows as sound.
+        round_trip: and on their decoded tokens; the same order.
+        embeddings: float32 [n, D] of other tunes, the reference.
+        fidelity: the codec's cost for each window, by measure.
+        listener: the name of the listener that judged.
+        codec: the identity of the codec that encoded.
+        seconds: the length of a window.
+    """
+
+    tokens: TokenDataset
+    real: tuple[Judged, ...]
+    round_trip: tuple[Judged, ...]
+    embeddings: np.ndarray
+    fidelity: Mapping[str, tuple[float, ...]]
+    listener: str
+    codec: str
+    seconds: float
+
+    @classmethod
+    def from_folder(cls, folder: str | Path | None = None) -> HeldOut:
+        """Read a folder; None stands for the one in the assets.
+
+        Raises:
+            ModelError: it is missing or damaged.
+        """
+        folder = assets_folder() / FOLDER if folder is None else Path(folder)
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"there is no held-out music at {folder}; {REMEDY}")
+        with reading(folder):
+            return cls._read(folder)
+
+    @classmethod
+    def _read(cls, folder: Path) -> HeldOut:
+        from safetensors.numpy import load_file
+
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tokens = TokenDataset(folder, SPLIT)
+        real, round_trip = (Journal(folder / name).records for name in ("real.jsonl", "round-trip.jsonl"))
+        if not len(real) == len(round_trip) == len(tokens) > 0:
+            raise ValueError(f"{len(tokens)} windows, {len(real)} and {len(round_trip)} judgements of them")
+        embeddings = load_file(folder / "reference.safetensors")["embeddings"].astype(np.float32)
+        return cls(
+            tokens=tokens,
+            real=tuple(map(Judged.from_record, real)),
+            round_trip=tuple(map(Judged.from_record, round_trip)),
+            embeddings=embeddings,
+            fidelity={name: tuple(each[name] for each in round_trip) for name in config["fidelity"]},
+            listener=config["listener"],
+            codec=config["codec"],
+            seconds=float(config["seconds"]),
+        )
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """A caption of each real window."""
+        return tuple(record["captions"][0] for record in self.tokens.records)
+
+    @property
+    def facts(self) -> tuple[dict, ...]:
+        """What each real window truly is: instrument, style, tempo, mode and more."""
+        return tuple(record["facts"] for record in self.tokens.records)
+
+    def check_listener(self, name: str) -> None:
+        """ModelError where another listener judged the held-out music than is in use."""
+        if name != self.listener:
+            raise ModelError(f"the held-out music was judged by {self.listener}, not by {name}; {REMEDY}")
+
+
+def codec_identity(codec) -> str | None:
+    """16 hexadecimal digits of the file that a codec encodes with; None where it has no such file of its own.
+
+    Tokens mean the same to all codecs of one identity, however their decoders are stored.
+    """
+    file = getattr(codec, "encoder_file", None)
+    return None if file is None or not Path(file).is_file() else sha256_of(file)[:16]

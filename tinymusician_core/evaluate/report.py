@@ -1,0 +1,111 @@
+"""An evaluation as files: report.json, report.md, quality-size.png and quality-speed.png."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..measure.report import Point, cell, document, scatter, table, write_files
+from .listener import HEADS
+from .summary import Evaluation
+
+FILES = ("report.json", "report.md", "quality-size.png", "quality-speed.png")
+QUALITY = (
+    ("perplexity", "perplexity", "{:.1f}"),
+    ("KL to teacher", "kl_to_teacher", "{:.3f}"),
+    ("FAD∞", "fad_infinity", "{:.2f}"),
+    ("FAD", "fad", "{:.2f}"),
+    ("KAD", "kad", "{:.2f}"),
+    ("kappa", "kappa", "{:.2f}"),
+    ("CLAP score", "clap_score", "{:.3f}"),
+)
+SPEED = (
+    ("x real time", "x_realtime", 1.0, "{:.2f}"),
+    ("first sound ms", "first_sound_ms", 1.0, "{:,.0f}"),
+    ("ms a step", "ms_per_step", 1.0, "{:.2f}"),
+    ("peak memory MB", "peak_memory_bytes", 1e-6, "{:,.1f}"),
+    ("on disk MB", "disk_bytes", 1e-6, "{:,.1f}"),
+)
+DEFINITIONS = """
+How to read it:
+
+- Every figure has a 95% interval in brackets, from random halves of the clips, the held-out windows and the reference
+  windows, the same halves for all variants.
+- Retention: the geometric mean of likelihood, sound and prompt, each variant over teacher. Likelihood: the ratio of
+  perplexities on held-out music. Sound: 1 - FAD∞ / total variance of the reference, a share that is 1 for music spread
+  as the reference is and 0 for a model that always plays the average clip. Prompt: mean kappa.
+- Perplexity: of a token of held-out music, all codebooks together. KL to teacher: forward, in nats a token, on the same
+  tokens.
+- FAD: Fréchet distance of the clips' embeddings from the reference's; FAD∞: extrapolated to endlessly many clips. KAD:
+  kernel distance, times 100. For all three, 0 is as like the reference as can be.
+- Kappa: (accuracy - chance) / (1 - chance), averaged over the attributes that 20 prompts or more ask for. Chance is the
+  accuracy if clips were dealt to prompts at random.
+- Real audio: held-out windows of other tunes than the reference's, the same whose captions are the prompts: the best
+  that can be expected. Codec round trip: the same windows encoded and decoded, the best that these tokens allow.
+"""
+
+
+def write_report(made: Evaluation, folder: Path) -> list[Path]:
+    """Write the four files into a folder, which is made where there is none; returns their paths.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full.
+    """
+    record = made.as_dict()
+    write_files(folder, {FILES[0]: record, FILES[1]: markdown(record)})
+    label = "retention of " + record["settings"]["models"][0]
+    for name, axis, key, factor in (
+        (FILES[2], "on disk (MB)", "disk_bytes", 1e-6),
+        (FILES[3], "x real time", "x_realtime", 1.0),
+    ):
+        scatter(_points(record, key, factor), axis, label, folder / name)
+    return [folder / name for name in FILES]
+
+
+def _points(record: Mapping, key: str, factor: float) -> list[Point]:
+    """Retention against a figure, one point a variant; the teacher keeps all of itself."""
+    points, teacher = [], record["settings"]["models"][0]
+    for variant in record["variants"]:
+        model, x = variant["model"], variant["figures"][key]
+        kept = record["retention"].get(f"{model}/{teacher}", {"retention": _WHOLE})["retention"]
+        points.append(Point(model, None if x is None else x * factor, None, kept["value"], _range(kept)))
+    return points
+
+
+_WHOLE = {"value": 1.0, "low": None, "high": None, "n": 0}
+
+
+def _range(figure: Mapping) -> tuple[float, float] | None:
+    return None if figure["low"] is None else (figure["low"], figure["high"])
+
+
+def interval_cell(figure: Mapping | None, form: str) -> str:
+    """A figure with its interval; a dash where it was not measured."""
+    return cell(None, form) if figure is None else cell(figure["value"], form, _range(figure))
+
+
+def markdown(record: Mapping) -> str:
+    """The report as Markdown, from `Evaluation.as_dict`."""
+    settings, teacher = record["settings"], record["settings"]["models"][0]
+    return document(
+        f"How good the variants are, and what they keep of {teacher}",
+        _notes(record),
+        "## Retention",
+        _retention(record["retention"]),
+        "## Quality",
+        _quality(record),
+        "## What the prompts asked for",
+        f"Share of clips in which the judge hears what was asked for, out of {settings['clips']} clips.",
+        _adherence(record),
+        "## Speed and size",
+        _speed(record["variants"]),
+        "## The judges",
+        _judges(record["judges"]),
+        DEFINITIONS,
+    )
+
+
+def _rows(record: Mapping) -> list[tuple[str, Mapping]]:
+    """Name and quality of variants and baselines."""
+    variants = [(variant["model"], variant["quality"]) for variant in record["variants"]]
+    return variants + [(each["name"], each["quality"]) for each in record["baselines"]]

@@ -1,0 +1,230 @@
+"""An evaluation: every variant plays the same prompts, is judged, and is asked how well it foresees held-out music.
+
+Everything that takes time is written down as soon as it is there, a record at a time, so that a run that was stopped or
+killed goes on to the very result that it would have had. All statistics come afterwards, from these records alone
+(`summary.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..files import whole_file
+from ..measure.bench import measure
+from ..pipeline import Pipeline
+from ..records import Cancelled, Figures, SamplingSpec, Waveform
+from ..text import EXAMPLE, check_known
+from ..variants import FAMILY, load
+from .embedders import load_embedder
+from .held_out import HeldOut, codec_identity
+from .journal import Journal
+from .jury import Judged, Jury
+from .likelihood import divergence_to, token_likelihood
+from .listener import Listener
+from .reference import Reference, own_reference, shipped_reference
+from .settings import FILE, Settings, claim, read_prompts
+from .summary import Evaluation, Row, summarise
+
+RUNS = 3
+OTHER_TOKENS = "not measured: its codec's tokens are not those of the held-out music"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: `done` of `total` of a stage ("reference", "speed", "clips" or "likelihood") of a model."""
+
+    model: str
+    stage: str
+    done: int
+    total: int
+
+
+OnProgress = Callable[[Step], None]
+ShouldStop = Callable[[], bool]
+
+
+def evaluate(
+    models: Sequence[str] = FAMILY,
+    clips: int = 200,
+    seconds: float = 10.0,
+    seed: int = 0,
+    prompts: str | os.PathLike | Sequence[str] | None = None,
+    embedder: str = "listener",
+    reference: str | os.PathLike | None = None,
+    output: str | os.PathLike | None = None,
+    speed: bool = True,
+    on_progress: OnProgress | None = None,
+    should_stop: ShouldStop | None = None,
+) -> Evaluation:
+    """Measure how good variants are, and how much of the first they keep.
+
+    Args:
+        models: names, folders or hub ids, each once; the first is the teacher of every ratio.
+        clips: how many each plays, 20 or more.
+        seconds: length of a clip; with the held-out music of the assets as the reference it must be its 10 s.
+        seed: clip i is drawn from seed + i.
+        prompts: a list, or a text file with one a line; None for the held-out captions. Clip i plays the i-th,
+            beginning again after the last.
+        embedder: "listener", "clap", or a folder or hub id of a CLAP model.
+        reference: a folder of sound files to compare with; None for the held-out music of the assets.
+        output: a folder for the records and the report; a run that was stopped there goes on. None keeps nothing.
+        speed: measure speed and memory too, each variant in a fresh process before it plays.
+        on_progress: told of every step.
+        should_stop: asked before every step of every clip.
+
+    Returns:
+        The evaluation; the same settings on the same machine give the same one, but for speed.
+
+    Raises:
+        ValueError: a setting that is not allowed, a prompt in which a model knows no word, or an `output` that holds
+            something else or an evaluation with other settings.
+        ModelError: a model, the listener, the embedder or the held-out music cannot be used.
+        Cancelled: `should_stop` said so; the message says how to go on.
+    """
+    if prompts is not None:
+        prompts = read_prompts(prompts) if isinstance(prompts, str | os.PathLike) else tuple(prompts)
+    folder = None if reference is None else Path(reference).expanduser()
+    settings = Settings(tuple(models), clips, seconds, seed, prompts, embedder, folder, speed)
+    with _run_folder(output) as run_folder:
+        run = _Run(settings, run_folder, on_progress, should_stop)
+        try:
+            return run.whole(None if output is None else run_folder)
+        except Cancelled as stopped:
+            kept = "nothing was kept: give an output folder" if output is None else "the same call goes on from there"
+            raise Cancelled(f"{stopped}; {kept}") from stopped
+
+
+@contextmanager
+def _run_folder(output: str | os.PathLike | None) -> Iterator[Path]:
+    if output is not None:
+        yield Path(output).expanduser()
+        return
+    with tempfile.TemporaryDirectory(prefix="tinymusician-evaluate-") as folder:
+        yield Path(folder)
+
+
+class _Run:
+    """One run in its folder: the judges, the prompts, and what has been done so far."""
+
+    def __init__(
+        self, settings: Settings, folder: Path, on_progress: OnProgress | None, should_stop: ShouldStop | None
+    ):
+        self.settings, self.folder = settings, folder
+        self._on_progress = on_progress or (lambda step: None)
+        self._should_stop = should_stop or (lambda: False)
+        listener = Listener.from_folder()
+        self.jury = Jury(listener, load_embedder(settings.embedder))
+        self.held_out = HeldOut.from_folder()
+        self.prompts = settings.prompts or self.held_out.prompts
+        self.context = {
+            "listener": listener.name,
+            "embedder": self.jury.embedder.name,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "version": __version__,
+        }
+
+    def whole(self, report_folder: Path | None) -> Evaluation:
+        """Do what is left to do, and sum up."""
+        claim(self.folder, FILE, self.settings.as_dict() | self.context)
+        reference = self._reference()
+        rows = [self._variant(number, model) for number, model in enumerate(self.settings.models, start=1)]
+        made = summarise(self.settings, self.context, rows, reference, self.jury.listener.accuracy)
+        if report_folder is not None:
+            from .report import write_report
+
+            write_report(made, report_folder)
+        return made
+
+    def _tell(self, model: str, stage: str, done: int, total: int) -> None:
+        self._on_progress(Step(model, stage, done, total))
+
+    def _reference(self) -> Reference:
+        if self.settings.reference is None:
+            return shipped_reference(self.held_out, self.jury, self.settings.seconds)
+        return own_reference(
+            self.settings.reference,
+            self.jury,
+            self.settings.seconds,
+            self.folder / "reference.jsonl",
+            lambda done, total: self._tell(self.settings.reference.name, "reference", done, total),
+            self._should_stop,
+        )
+
+    def _variant(self, number: int, model: str) -> Row:
+        """One variant from its speed to the last held-out window."""
+        folder = self.folder / f"{number}-{_plain(model)}"
+        pipeline = load(model)
+        for prompt in self.prompts:
+            check_known(prompt, pipeline.unknown_words(prompt))
+        claim(folder, "model.json", {"model": model, "hash": pipeline.hash})
+        figures = self._figures(model, pipeline, folder / "speed.json")
+        clips = self._clips(model, pipeline, Journal(folder / "clips.jsonl"))
+        tokens = self._tokens(model, pipeline, Journal(folder / "tokens.jsonl"))
+        return Row(model, pipeline.hash, figures, clips, *tokens)
+
+    def _figures(self, model: str, pipeline: Pipeline, file: Path) -> Figures:
+        if not self.settings.speed:
+            return Figures(disk_bytes=pipeline.disk_bytes, device=str(pipeline.device))
+        if not file.exists():
+            self._tell(model, "speed", 0, 1)
+            spec = SamplingSpec(self.settings.seconds, self.settings.seed)
+            found = measure(model, EXAMPLE, spec, RUNS, should_stop=self._should_stop).figures
+            with whole_file(file) as partial:
+                partial.write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
+        self._tell(model, "speed", 1, 1)
+        return Figures(**json.loads(file.read_text(encoding="utf-8")))
+
+    def _clips(self, model: str, pipeline: Pipeline, journal: Journal) -> tuple[Judged, ...]:
+        wanted = self.settings.clips
+        for index in range(len(journal), wanted):
+            self._tell(model, "clips", index, wanted)
+            prompt = self.prompts[index % len(self.prompts)]
+            spec = SamplingSpec(self.settings.seconds, (self.settings.seed + index) % 2**32)
+            try:
+                clip = pipeline.generate(prompt, spec, should_stop=self._should_stop)
+            except Cancelled as stopped:
+                raise Cancelled(f"stopped after {index} of {wanted} clips of {model}") from stopped
+            judged = self.jury.judge(clip.waveform, prompt)
+            journal.append({"index": index, "seed": spec.seed, **judged.as_record()})
+        self._tell(model, "clips", wanted, wanted)
+        return tuple(map(Judged.from_record, journal.records))
+
+    def _tokens(self, model: str, pipeline: Pipeline, journal: Journal) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Negative log-likelihood and divergence from the teacher [n,K] of held-out windows; None where it has none."""
+        if codec_identity(pipeline.codec) != self.held_out.codec:
+            return None, None
+        tokens, wanted = self.held_out.tokens, min(self.settings.clips, len(self.held_out.tokens))
+        teacher = self._teacher(model) if len(journal) < wanted else None
+        for index in range(len(journal), wanted):
+            self._tell(model, "likelihood", index, wanted)
+            if self._should_stop():
+                raise Cancelled(f"stopped after {index} of {wanted} held-out windows of {model}")
+            nll = token_likelihood(pipeline, tokens, [index])[0]
+            kl = None if teacher is None else divergence_to(teacher, pipeline, tokens, [index])[0].tolist()
+            journal.append({"index": index, "nll": nll.tolist(), "kl": kl})
+        self._tell(model, "likelihood", wanted, wanted)
+        nll, kl = ([record[name] for record in journal.records] for name in ("nll", "kl"))
+        return np.array(nll), None if None in kl else np.array(kl)
+
+    def _teacher(self, model: str) -> Pipeline | None:
+        """The first model, loaded beside another one; None for itself, or where its tokens are others."""
+        if model == self.settings.models[0]:
+            return None
+        teacher = load(self.settings.models[0])
+        return teacher if codec_identity(teacher.codec) == self.held_out.codec else None
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", Path(name).name).strip("-.") or "model"

@@ -1,0 +1,211 @@
+"""From the records of an evaluation to its figures: pure arithmetic, the same for the same records.
+
+Every figure comes with an interval (`bootstrap.py`). Clips, held-out windows and reference windows are halved apart,
+each of the three alike for all variants, so that a ratio of two variants compares them on the same prompts, the same
+held-out music and the same reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from ..records import Figures
+from .bootstrap import DRAWS, bootstrap, proportion
+from .frechet import total_variance
+from .reference import Reference
+from .retention import likelihood_kept, prompt_kept, retention, sound_kept
+from .scores import Row, Scores, Statistic
+from .settings import MIN_CLIPS
+
+SPEED = ("first_sound_ms", "ms_per_step", "x_realtime", "total_s", "peak_memory_bytes", "disk_bytes")
+LIMITS = {"fad": (0.0, math.inf), "nll": (0.0, math.inf), "perplexity": (1.0, math.inf)}
+LIMITS |= {"kl_to_teacher": (0.0, math.inf), "kappa": (-math.inf, 1.0), "clap_score": (-1.0, 1.0)}
+ANY, POSITIVE = (-math.inf, math.inf), (0.0, math.inf)
+FIGURES = ("nll", "perplexity", "kl_to_teacher", "fad", "fad_infinity", "kad", "kappa", "clap_score")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The figures of an evaluation; `as_dict` is the JSON record that the command prints.
+
+    Attributes:
+        settings: what was asked for.
+        context: with which judges, reference and versions.
+        variants: `model`, `hash`, `figures` of speed and size, and `quality` with intervals; one a model.
+        baselines: `name` and `quality` of real music, and of real music through the codec.
+        codec: what the codec's round trip costs, by measure, with intervals.
+        judges: how often listener and second opinion are right about music of which the truth is known.
+        retention: "student/teacher" -> the headline and its parts, and the plain ratio of every figure.
+    """
+
+    settings: Mapping
+    context: Mapping
+    variants: tuple[Mapping, ...]
+    baselines: tuple[Mapping, ...]
+    codec: Mapping
+    judges: Mapping
+    retention: Mapping[str, Mapping]
+
+    def as_dict(self) -> dict:
+        """All of it, ready for JSON."""
+        return asdict(self)
+
+
+class Intervals:
+    """Figures with intervals, all from the same halves.
+
+    Args:
+        clips, windows, reference: how many of each there are; 0 windows where nothing is known of them.
+        seed: of the halves.
+        draws: how many.
+    """
+
+    def __init__(self, clips: int, windows: int, reference: int, seed: int, draws: int):
+        counts = (clips, windows or clips, reference)
+        self._columns = tuple(np.arange(count, dtype=np.int32) for count in counts)
+        self._how = {"seed": seed, "n": draws, "paired": ("clips", "windows", "reference"), "least": 10}
+
+    def __call__(self, statistic: Statistic, n: int, limits: tuple[float, float] = ANY) -> dict:
+        """A figure that stands on `n` clips or windows: value, low, high, n."""
+        found = bootstrap(statistic, *self._columns, limits=limits, **self._how)
+        return asdict(replace(found, n=n))
+
+
+def summarise(
+    settings: Mapping,
+    context: Mapping,
+    rows: Sequence[Row],
+    reference: Reference,
+    listener_accuracy: Mapping,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Evaluation:
+    """All figures.
+
+    Args:
+        settings, context: go into the record as they are.
+        rows: one a variant, the teacher first; as many clips and windows each.
+        reference: what they are compared with.
+        listener_accuracy: as the listener tells it.
+        seed, draws: of the intervals.
+    """
+    scores = [Scores(row, reference, seed) for row in rows]
+    windows = max(each.windows for each in scores)
+    variance = total_variance(reference.embeddings)
+    intervals = Intervals(len(rows[0].clips), windows, len(reference.embeddings), seed, draws)
+    variants = [
+        {"model": row.model, "hash": row.hash, "figures": row.figures.as_dict(), "quality": quality(each, intervals)}
+        for row, each in zip(rows, scores, strict=True)
+    ]
+    return Evaluation(
+        settings,
+        dict(context) | {"reference": reference.name, "total_variance": variance},
+        tuple(variants),
+        tuple(_baselines(reference, seed, draws)),
+        {name: _mean_of(values, seed, draws) for name, values in (reference.fidelity or {}).items()},
+        {"listener": listener_accuracy, "second_opinion": _opinions_right(reference)},
+        _retention(rows, scores, intervals, variance),
+    )
+
+
+def quality(scores: Scores, intervals: Intervals) -> dict:
+    """The quality of one row by name; None for what was not measured."""
+    found: dict = dict.fromkeys(FIGURES)
+    for name, statistic in scores.statistics().items():
+        found[name] = intervals(statistic, scores.count(name), LIMITS.get(name, ANY))
+    for name, values in (("nll_per_codebook", scores.row.nll), ("kl_per_codebook", scores.row.kl)):
+        found[name] = None if values is None else [_column(values[:, k], intervals) for k in range(values.shape[1])]
+    return found | {"adherence": _adherence(scores, intervals)}
+
+
+def _column(values: np.ndarray, intervals: Intervals) -> dict:
+    return intervals(lambda clips, windows, reference: float(values[windows].mean()), len(values), POSITIVE)
+
+
+def _adherence(scores: Scores, intervals: Intervals) -> dict:
+    """Judge -> attribute -> accuracy (Wilson's interval), chance and kappa."""
+    found: dict = {}
+    for judge, attribute in scores.judged():
+        score, hits = scores.adherence(judge, attribute), scores.hits(judge, attribute)
+        kappa = intervals(lambda c, w, r, j=judge, a=attribute: scores.kappa(j, a, c), score.n, LIMITS["kappa"])
+        entry = {"accuracy": asdict(proportion(hits)), "chance": score.chance, "kappa": kappa}
+        found.setdefault(judge, {})[attribute] = entry
+    return found
+
+
+def _baselines(reference: Reference, seed: int, draws: int) -> list[dict]:
+    """Real music and the codec's round trip of it, as far as there are any, in the variants' figures."""
+    made = []
+    for name, clips in (("real audio", reference.real), ("codec round trip", reference.round_trip)):
+        if len(clips) >= MIN_CLIPS:
+            scores = Scores(Row(name, None, Figures(), clips), reference, seed)
+            intervals = Intervals(len(clips), 0, len(reference.embeddings), seed, draws)
+            made.append({"name": name, "quality": quality(scores, intervals)})
+    return made
+
+
+def _mean_of(values: Sequence[float], seed: int, draws: int) -> dict:
+    return asdict(bootstrap(lambda x: float(x.mean()), np.array(values), seed=seed, n=draws))
+
+
+def _retention(rows: Sequence[Row], scores: Sequence[Scores], intervals: Intervals, variance: float) -> dict:
+    """Every variant over the teacher, and over the variant before it."""
+    pairs = [(k, 0) for k in range(1, len(rows))] + [(k, k - 1) for k in range(2, len(rows))]
+    return {
+        f"{rows[k].model}/{rows[of].model}": _kept(scores[k], scores[of], intervals, variance)
+        | {"ratios": _ratios(scores[k], scores[of], intervals), "speed_ratios": _speed(rows[k], rows[of])}
+        for k, of in pairs
+    }
+
+
+def _kept(variant: Scores, teacher: Scores, intervals: Intervals, variance: float) -> dict:
+    """The headline and its three parts (`retention.py`)."""
+    small, large = variant.statistics(), teacher.statistics()
+
+    def likelihood(*at: np.ndarray) -> float | None:
+        return likelihood_kept(large["nll"](*at), small["nll"](*at)) if "nll" in small and "nll" in large else None
+
+    def sound(*at: np.ndarray) -> float | None:
+        return sound_kept(large["fad_infinity"](*at), small["fad_infinity"](*at), variance)
+
+    def prompt(*at: np.ndarray) -> float | None:
+        kappas = [[each.kappa("listener", name, at[0]) for name in each.attributes] for each in (teacher, variant)]
+        return None if not kappas[0] or None in kappas[0] + kappas[1] else prompt_kept(*kappas)
+
+    def headline(*at: np.ndarray) -> float | None:
+        return retention(likelihood(*at), sound(*at), prompt(*at))
+
+    clips = len(variant.row.clips)
+    return {
+        "retention": intervals(headline, clips, POSITIVE),
+        "likelihood": intervals(likelihood, variant.windows, POSITIVE),
+        "sound": intervals(sound, clips, POSITIVE),
+        "prompt": intervals(prompt, clips, POSITIVE),
+        "attributes": list(teacher.attributes),
+    }
+
+
+def _ratios(variant: Scores, teacher: Scores, intervals: Intervals) -> dict:
+    """Variant over teacher, figure by figure; None where one has no such figure, or the teacher's is not above 0."""
+    small, large, found = variant.statistics(), teacher.statistics(), {}
+    for name in FIGURES:
+        if name not in small or name not in large:
+            found[name] = None
+            continue
+
+        def ratio(*at: np.ndarray, name: str = name) -> float | None:
+            over, under = small[name](*at), large[name](*at)
+            return over / under if over is not None and under is not None and under > 0 else None
+
+        found[name] = intervals(ratio, variant.count(name))
+    return found
+
+
+def _speed(variant: Row, teacher: Row) -> dict:
+    """Ratios of speed and size; they were measured a few times, not once a clip, and have no interval here."""
+    small, large = variant.figures.as_dict(), teacher.figures.as_dict()
+    return {name: small[name] / large[name] if small[name] is not None and large[name] else None for name in SPEED}
