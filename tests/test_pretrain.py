@@ -11,8 +11,10 @@ import torch
 from tinymusician_core import domain
 from tinymusician_core.pretrain import arrange as arranging
 from tinymusician_core.pretrain import captions as captioning
-from tinymusician_core.pretrain.arrange import INSTRUMENTS, LEAD, Note, arrange
+from tinymusician_core.pretrain.accompany import INSTRUMENTS, LEAD
+from tinymusician_core.pretrain.arrange import arrange
 from tinymusician_core.pretrain.codec import LOW_PITCH, PITCHES, CodecTraining, MelScales, score_targets
+from tinymusician_core.pretrain.pieces import audio_path
 from tinymusician_core.pretrain.quantizer import MovingCodebook
 from tinymusician_core.pretrain.render import events_of, level, render_batch, write_midi
 from tinymusician_core.pretrain.scores import parse_file, split_abc, style_of
@@ -78,33 +80,18 @@ def test_pieces_stand_on_the_frame_grid_in_range_and_in_friendly_keys(pieces):
         lead = next(t for t in piece.tracks if t.role == LEAD)
         instrument = INSTRUMENTS[piece.facts.instrument]
         assert {b - a for a, b in zip(piece.bars, piece.bars[1:], strict=False)} == {piece.bars[1] - piece.bars[0]}
-        assert piece.frames <= (arranging.MAX_SECONDS + 1) * arranging.FRAME_RATE_HZ
+        assert piece.frames <= (max(arranging.MAX_SECONDS) + 1) * arranging.FRAME_RATE_HZ
+        assert piece.music_frames == piece.bars[-1] + piece.bars[1] - piece.bars[0]
         assert all(instrument.low <= n.pitch <= instrument.high for n in lead.notes)
-        assert all(0 <= n.start < n.end <= piece.frames for t in piece.tracks for n in t.notes)
+        assert all(0 <= n.start < n.end <= piece.music_frames for t in piece.tracks for n in t.notes)
         assert lead.notes[0].start == 0
     assert len({p.facts.instrument for p in pieces}) >= 8
-    assert {p.facts.texture for p in pieces} == {"solo", "chords", "band"}
+    assert len({p.facts.texture for p in pieces}) >= 5
 
 
 def test_an_arrangement_repeats_for_a_seed(tune, pieces):
     assert arrange(tune, 3) == arrange(tune, 3)
     assert len({p.facts for p in pieces}) > 20
-
-
-def test_the_accompaniment_fits_the_melody(pieces):
-    for piece in pieces:
-        roles = [t.role for t in piece.tracks]
-        assert (
-            roles
-            == {"solo": ["lead"], "chords": ["lead", "chords"], "band": ["lead", "chords", "bass", "drums"]}[
-                piece.facts.texture
-            ]
-        )
-    chords = arranging.harmonise(
-        [Note(0, 10, 60, 80), Note(10, 20, 67, 80), Note(20, 30, 60, 80)], [(0, 10), (10, 20), (20, 30)], 0, "major"
-    )
-    assert chords[0] == (0, "M")
-    assert chords[2] == (0, "M")
 
 
 def test_sixteenths_are_rewritten_as_eighths(tune):
@@ -160,8 +147,9 @@ def test_rendered_notes_are_heard_where_they_are_written(pieces, tmp_path):
     import soundfile
 
     piece = next(p for p in pieces if p.facts.texture == "solo" and p.facts.instrument == "piano")
-    render_batch([piece], tmp_path)
-    audio, rate = soundfile.read(tmp_path / f"{piece.id}.flac")
+    (tmp_path / "audio").mkdir()
+    assert render_batch([piece], tmp_path) == 0
+    audio, rate = soundfile.read(audio_path(tmp_path, piece))
     assert rate == 32000
     assert len(audio) == piece.frames * 1280
     note = piece.tracks[0].notes[0]

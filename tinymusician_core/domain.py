@@ -29,7 +29,7 @@ MODES = ("major", "minor")
 
 TONICS = ("c", "c sharp", "d", "e flat", "e", "f", "f sharp", "g", "a flat", "a", "b flat", "b")
 PLAYED_BY = {
-    "piano": ("piano", "piano", "piano", "grand piano", "acoustic piano", "keyboard"),
+    "piano": ("piano", "piano", "piano", "grand piano", "acoustic piano", "keyboard", "upright piano", "pianoforte"),
     "guitar": (
         "guitar",
         "guitar",
@@ -38,14 +38,16 @@ PLAYED_BY = {
         "classical guitar",
         "spanish guitar",
         "fingerpicked guitar",
+        "fingerstyle guitar",
+        "nylon string guitar",
     ),
-    "harp": ("harp", "harp", "celtic harp", "irish harp"),
-    "violin": ("violin", "violin", "fiddle", "irish fiddle"),
-    "cello": ("cello", "cello", "violoncello"),
-    "flute": ("flute", "flute", "irish flute", "wooden flute"),
-    "clarinet": ("clarinet", "clarinet", "woodwind clarinet"),
-    "trumpet": ("trumpet", "trumpet", "brass trumpet"),
-    "organ": ("organ", "organ", "church organ", "pipe organ"),
+    "harp": ("harp", "harp", "celtic harp", "irish harp", "concert harp", "folk harp"),
+    "violin": ("violin", "violin", "fiddle", "irish fiddle", "folk fiddle", "celtic fiddle"),
+    "cello": ("cello", "cello", "cello", "violoncello"),
+    "flute": ("flute", "flute", "irish flute", "wooden flute", "concert flute", "transverse flute"),
+    "clarinet": ("clarinet", "clarinet", "woodwind clarinet", "orchestral clarinet"),
+    "trumpet": ("trumpet", "trumpet", "brass trumpet", "orchestral trumpet", "cornet"),
+    "organ": ("organ", "organ", "church organ", "pipe organ", "chapel organ", "cathedral organ"),
     "marimba": ("marimba", "marimba", "mallet percussion", "wooden marimba", "xylophone"),
     "banjo": ("banjo", "banjo", "five string banjo", "bluegrass banjo"),
     "accordion": ("accordion", "accordion", "squeezebox", "button accordion"),
@@ -68,6 +70,11 @@ TEMPO = {
         "unhurried",
         "soothing",
         "adagio",
+        "leisurely",
+        "largo",
+        "laid back",
+        "lento",
+        "slow paced",
     ),
     "moderate": (
         "moderate",
@@ -79,6 +86,10 @@ TEMPO = {
         "flowing",
         "andante",
         "moderately fast",
+        "moderately paced",
+        "medium tempo",
+        "moderato",
+        "middling",
     ),
     "fast": (
         "fast",
@@ -95,6 +106,12 @@ TEMPO = {
         "spirited",
         "up tempo",
         "exciting",
+        "rapid",
+        "vigorous",
+        "fast paced",
+        "high energy",
+        "presto",
+        "rousing",
     ),
 }
 MOOD = {
@@ -108,6 +125,9 @@ MOOD = {
         "romantic",
         "lullaby like",
         "relaxing",
+        "comforting",
+        "hopeful",
+        "blissful",
     ),
     ("slow", "minor"): (
         "sad",
@@ -119,9 +139,41 @@ MOOD = {
         "lonely",
         "haunting",
         "emotional",
+        "sombre",
+        "gloomy",
+        "bleak",
+        "heartbroken",
+        "longing",
     ),
-    ("moderate", "major"): ("happy", "bright", "warm", "cheerful", "pleasant", "sunny", "friendly", "playful", "sweet"),
-    ("moderate", "minor"): ("mysterious", "wistful", "moody", "serious", "dark", "pensive", "melancholy", "sad"),
+    ("moderate", "major"): (
+        "happy",
+        "bright",
+        "warm",
+        "cheerful",
+        "pleasant",
+        "sunny",
+        "friendly",
+        "playful",
+        "sweet",
+        "hopeful",
+        "charming",
+        "light hearted",
+        "carefree",
+    ),
+    ("moderate", "minor"): (
+        "mysterious",
+        "wistful",
+        "moody",
+        "serious",
+        "dark",
+        "pensive",
+        "melancholy",
+        "sad",
+        "brooding",
+        "sombre",
+        "uneasy",
+        "longing",
+    ),
     ("fast", "major"): (
         "happy",
         "joyful",
@@ -133,19 +185,38 @@ MOOD = {
         "fun",
         "uplifting",
         "dancing",
+        "jolly",
+        "exuberant",
+        "celebratory",
+        "light hearted",
+        "cheery",
     ),
-    ("fast", "minor"): ("urgent", "dramatic", "fiery", "restless", "intense", "dark", "mysterious", "wild", "tense"),
+    ("fast", "minor"): (
+        "urgent",
+        "dramatic",
+        "fiery",
+        "restless",
+        "intense",
+        "dark",
+        "mysterious",
+        "wild",
+        "tense",
+        "stormy",
+        "agitated",
+        "feverish",
+        "passionate",
+    ),
 }
 KIND = {
-    "reel": ("reel", "reel", "irish reel", "celtic reel", "folk dance"),
-    "hornpipe": ("hornpipe", "hornpipe", "sailor hornpipe", "folk dance"),
-    "strathspey": ("strathspey", "scottish dance", "highland fling"),
-    "march": ("march", "march", "marching tune"),
-    "polka": ("polka", "folk polka"),
-    "jig": ("jig", "jig", "irish jig", "celtic jig", "folk dance"),
-    "slip jig": ("slip jig", "jig", "irish slip jig"),
-    "waltz": ("waltz", "waltz", "waltz", "dance in three"),
-    "air": ("air", "air", "irish air", "song", "ballad", "folk song"),
+    "reel": ("reel", "reel", "irish reel", "celtic reel", "folk dance", "scottish reel", "ceilidh dance"),
+    "hornpipe": ("hornpipe", "hornpipe", "sailor hornpipe", "folk dance", "sailor dance", "irish hornpipe"),
+    "strathspey": ("strathspey", "strathspey", "scottish dance", "highland fling", "scottish strathspey"),
+    "march": ("march", "march", "marching tune", "military march", "parade march", "quickstep"),
+    "polka": ("polka", "polka", "folk polka", "polka dance"),
+    "jig": ("jig", "jig", "irish jig", "celtic jig", "folk dance", "double jig", "ceilidh dance"),
+    "slip jig": ("slip jig", "slip jig", "irish slip jig", "hop jig", "celtic slip jig"),
+    "waltz": ("waltz", "waltz", "waltz", "dance in three", "folk waltz", "ballroom waltz", "waltz tune"),
+    "air": ("air", "air", "irish air", "song", "ballad", "folk song", "folk ballad", "irish ballad", "old song"),
 }
 GENERIC = (
     "tune",
@@ -159,8 +230,22 @@ GENERIC = (
     "folk music",
     "celtic music",
     "irish music",
+    "folk melody",
+    "traditional music",
+    "traditional melody",
+    "instrumental",
+    "instrumental music",
+    "acoustic music",
+    "old tune",
+    "little piece",
+    "number",
 )
-SOLO = ("solo", "unaccompanied", "alone", "solo performance", "single instrument")
+PACE = {
+    "slow": ("slow tempo", "at a slow tempo", "played slowly", "taken slowly", "at a gentle pace", "slowly"),
+    "moderate": ("moderate tempo", "at a moderate tempo", "at a walking pace", "at a steady pace", "at a medium tempo"),
+    "fast": ("fast tempo", "at a fast tempo", "played fast", "at high speed", "at a lively pace", "quickly"),
+}
+SOLO = ("solo", "unaccompanied", "alone", "solo performance", "single instrument", "by itself", "without accompaniment")
 CHORDS = (
     "with {a} chords",
     "with {a} accompaniment",
@@ -169,6 +254,9 @@ CHORDS = (
     "over {a} chords",
     "with {a}",
     "backed by {a}",
+    "with {a} backing",
+    "supported by {a}",
+    "and {a} chords",
 )
 BAND = (
     "with {a}, bass and drums",
@@ -178,7 +266,67 @@ BAND = (
     "with {a}, bass and light percussion",
     "and a rhythm section",
     "with drums",
+    "with {a} and a rhythm section",
+    "with bass, drums and {a}",
+    "backed by a band",
+    "in a folk band",
+    "with a full band",
 )
+OCTAVES = (
+    "doubled by {a}",
+    "with {a} an octave lower",
+    "doubled an octave below by {a}",
+    "in octaves with {a}",
+    "in unison with {a}",
+    "and {a} in octaves",
+)
+HARMONY = (
+    "with {a} harmony",
+    "in harmony with {a}",
+    "in thirds with {a}",
+    "in duet with {a}",
+    "and {a} in two parts",
+    "with a second part on {a}",
+    "harmonised by {a}",
+)
+DRONE = ("over {a} drone", "with {a} drone", "over a drone", "with a held drone", "over long {a} notes")
+ENSEMBLE = {
+    "strings": ("with string ensemble", "in a string trio", "with other strings", "as chamber music for strings"),
+    "winds": ("with wind ensemble", "in a wind trio", "with other woodwinds", "as chamber music for winds"),
+    "brass": ("with brass ensemble", "in a brass trio", "with other brass", "with a brass group"),
+}
+PATTERN = {
+    "held": ("with held {a} chords", "over sustained {a} chords", "with long {a} chords"),
+    "broken": ("with {a} arpeggios", "over broken {a} chords", "with rippling {a}"),
+}
+COMPANY = {"strings": "string section"}
+USE = {
+    "slow": (
+        "for a film",
+        "for relaxing",
+        "for falling asleep",
+        "for a quiet evening",
+        "for studying",
+        "for meditation",
+        "for a documentary",
+        "for a wedding",
+    ),
+    "moderate": ("for a film", "for a video", "for a walk", "for a travel film", "for a podcast", "for a documentary"),
+    "fast": (
+        "to dance to",
+        "for a party",
+        "for a village dance",
+        "for a video game",
+        "for a film",
+        "for a pub session",
+        "for a barn dance",
+    ),
+}
+BACKGROUND = ("background music", "film music", "game music", "instrumental background", "soundtrack")
+MODE = {
+    "major": ("in major", "major key", "in a major key", "major mode"),
+    "minor": ("in minor", "minor key", "in a minor key", "minor mode"),
+}
 REGISTER = {
     "high": ("high", "in a high register", "high pitched"),
     "low": ("low", "in a low register", "deep"),

@@ -1,8 +1,7 @@
 """Codec tokens with captions, on disk: what teachers and students are trained on.
 
-A folder holds, for each split, `{split}.safetensors` (`codes` int16 [K,F], all clips end to end; `offsets`
-int64 [n+1]) and
-`{split}.jsonl`, one record a clip: `captions`, `bars` (frames, from the clip's start, at which bars begin) and
+A folder holds, for each split, `{split}.safetensors` (`codes` int16 [K,F], all clips end to end; `offsets` int64 [n+1])
+and `{split}.jsonl`, one record a clip: `captions`, `bars` (frames, from the clip's start, at which bars begin) and
 `facts`.
 """
 
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from tinymusician_core.files import whole_file
 
 SPLITS = ("train", "validation", "test")
 
@@ -61,9 +62,18 @@ class TokenDataset:
         part = codes[:, start : start + frames]
         return torch.nn.functional.pad(part, (0, frames - part.shape[1]), value=-1)
 
+    def long_enough(self, frames: int) -> Tensor:
+        """The clips (int64 [n]) that a window of `frames` fits into; all clips where there is none."""
+        found = torch.nonzero(self.offsets.diff() >= frames)[:, 0]
+        return found if len(found) else torch.arange(len(self))
+
     def batch(self, rng: torch.Generator, batch_size: int, frames: int) -> tuple[Tensor, list[str]]:
-        """Random windows int64 [B,K,frames] (-1 past a clip's end) and one caption each."""
-        picks = torch.randint(len(self), (batch_size,), generator=rng).tolist()
+        """Random windows int64 [B,K,frames] of the clips that are long enough, and one caption each.
+
+        Where no clip is, windows are filled with -1 past the clip's end.
+        """
+        clips = self.long_enough(frames)
+        picks = clips[torch.randint(len(clips), (batch_size,), generator=rng)].tolist()
         codes = torch.stack([self.window(i, frames, rng) for i in picks])
         captions = []
         for i in picks:
@@ -75,10 +85,9 @@ class TokenDataset:
 def write_tokens(folder: Path, split: str, clips: list[Tensor], records: list[dict]) -> None:
     """Write one split: clips of codes [K,T] and their records, each file whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    lengths = torch.tensor([0, *(c.shape[1] for c in clips)])
-    partial = folder / f"{split}.safetensors.part"
-    save_file({"codes": torch.cat(clips, dim=1).to(torch.int16).contiguous(), "offsets": lengths.cumsum(0)}, partial)
-    partial.replace(folder / f"{split}.safetensors")
-    partial = folder / f"{split}.jsonl.part"
-    partial.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-    partial.replace(folder / f"{split}.jsonl")
+    codes = torch.cat(clips, dim=1).to(torch.int16).contiguous()
+    offsets = torch.tensor([0, *(c.shape[1] for c in clips)]).cumsum(0)
+    with whole_file(folder / f"{split}.safetensors") as partial:
+        save_file({"codes": codes, "offsets": offsets}, partial)
+    with whole_file(folder / f"{split}.jsonl") as partial:
+        partial.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")

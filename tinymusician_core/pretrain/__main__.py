@@ -9,12 +9,27 @@ import argparse
 import inspect
 from pathlib import Path
 
+
+def shard(text: str) -> tuple[int, int]:
+    """`i/n`, as an option of the command line."""
+    from tinymusician_core.pretrain.pieces import parse_shard
+
+    try:
+        return parse_shard(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 OPTIONS = {
     "work": {"type": Path, "required": True, "help": "the folder that holds everything the recipe makes"},
     "assets": {"type": Path, "default": Path("assets"), "help": "default assets"},
     "device": {"default": "cpu", "help": "cpu or cuda (default cpu)"},
     "minutes": {"type": float, "help": "training time over all resumed runs (default %(default)g)"},
-    "pieces": {"type": int, "help": "how many pieces to render (default %(default)d)"},
+    "hours": {"type": float, "help": "hours of music in all (default %(default)g)"},
+    "shard": {"type": shard, "metavar": "I/N", "help": "do the I-th of N parts (default: all)"},
+    "processes": {"type": int, "help": "pieces that are made at once (default %(default)d)"},
+    "learning_rate": {"type": float, "help": "after the warm-up (default %(default)g)"},
+    "start_from": {"type": Path, "help": "an earlier teacher's folder, whose vocabulary may be smaller"},
     "window": {"type": float, "help": "seconds of music a training window (default %(default)g)"},
     "batch": {"type": int, "help": "windows a step (default %(default)d)"},
 }
@@ -27,11 +42,11 @@ def scores(work: Path) -> None:
     print(build_scores(work))
 
 
-def audio(work: Path, pieces: int = 4000) -> None:
+def audio(work: Path, hours: float = 66, shard: tuple[int, int] = (1, 1), processes: int = 2) -> None:
     """Arrange them and render them with FluidSynth."""
     from tinymusician_core.pretrain.render import build_audio
 
-    build_audio(work, pieces)
+    build_audio(work, hours, shard, processes)
 
 
 def codec(work: Path, minutes: float = 60, device: str = "cpu") -> None:
@@ -48,18 +63,33 @@ def polish(work: Path, minutes: float = 300, device: str = "cpu") -> None:
     polish_codec(work, minutes, device=device)
 
 
-def tokens(work: Path, device: str = "cpu") -> None:
+def tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu") -> None:
     """Encode the audio with the codec."""
     from tinymusician_core.pretrain.encode import build_tokens
 
-    build_tokens(work, device)
+    build_tokens(work, shard, device)
 
 
-def teacher(work: Path, minutes: float = 600, window: float = 10, batch: int = 12, device: str = "cpu") -> None:
+def teacher(
+    work: Path,
+    minutes: float = 600,
+    window: float = 10,
+    batch: int = 12,
+    learning_rate: float = 1.5e-3,
+    start_from: Path | None = None,
+    device: str = "cpu",
+) -> None:
     """Train the text encoder and the language model on the tokens."""
     from tinymusician_core.pretrain.teacher import train_teacher
 
-    train_teacher(work, minutes, window, batch, device=device)
+    train_teacher(work, minutes, window, batch, learning_rate, device, start_from)
+
+
+def listener(work: Path, minutes: float = 60) -> None:
+    """Train the listener that evaluation judges with on the audio."""
+    from tinymusician_core.pretrain.listener import train_listener
+
+    train_listener(work, minutes)
 
 
 def figures(work: Path) -> None:
@@ -76,6 +106,13 @@ def publish(work: Path, assets: Path) -> None:
     publish_teacher(work, assets)
 
 
+def publish_listener(work: Path, assets: Path) -> None:
+    """Measure the listener on unseen tunes and write it into assets."""
+    from tinymusician_core.pretrain.listener import publish_listener
+
+    publish_listener(work, assets)
+
+
 def manifest(assets: Path) -> None:
     """Write assets/MANIFEST.json."""
     from tinymusician_core.pretrain.publish import write_manifest
@@ -83,7 +120,7 @@ def manifest(assets: Path) -> None:
     print(write_manifest(assets))
 
 
-STAGES = (scores, audio, codec, polish, tokens, teacher, figures, publish, manifest)
+STAGES = (scores, audio, codec, polish, tokens, teacher, listener, figures, publish, publish_listener, manifest)
 
 
 def build_parser() -> argparse.ArgumentParser:

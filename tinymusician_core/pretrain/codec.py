@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig, SpectralDecoder, SpectralEncoder, nearest
-from tinymusician_core.pretrain.arrange import LEAD, Piece
+from tinymusician_core.pretrain.accompany import DRUMS, LEAD
+from tinymusician_core.pretrain.arrange import Piece
+from tinymusician_core.pretrain.pieces import read_audio, read_pieces
 from tinymusician_core.pretrain.quantizer import MovingCodebook
-from tinymusician_core.pretrain.render import SAMPLES_PER_FRAME, read_audio, read_pieces
+from tinymusician_core.pretrain.render import SAMPLES_PER_FRAME
 from tinymusician_core.training import Trainer, TrainSettings
 
 LOW_PITCH, PITCHES, CHROMA = 36, 60, 12
@@ -31,7 +33,7 @@ def score_targets(piece: Piece) -> np.ndarray:
             if track.role == LEAD and 0 <= note.pitch - LOW_PITCH < PITCHES:
                 roll[note.start : note.end, note.pitch - LOW_PITCH] = 1
                 roll[note.start, PITCHES + note.pitch - LOW_PITCH] = 1
-            elif track.role in ("chords", "bass"):
+            elif track.role not in (LEAD, DRUMS):
                 roll[note.start : note.end, 2 * PITCHES + note.pitch % 12] = 1
     return roll
 

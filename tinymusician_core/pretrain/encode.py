@@ -2,44 +2,86 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from tinymusician_core.codec.spectral import SpectralCodec
+from tinymusician_core.files import whole_file
+from tinymusician_core.pretrain.arrange import Piece
 from tinymusician_core.pretrain.captions import captions
-from tinymusician_core.pretrain.render import read_audio, read_pieces
+from tinymusician_core.pretrain.pieces import audio_path, failure_path, of_shard, read_audio, read_plan
 from tinymusician_core.tokens import SPLITS, write_tokens
 
+EVERY = 100
 
-def build_tokens(work: Path, device: str = "cpu") -> None:
-    """Encode every piece of `work` with its trained codec and write `work/tokens`."""
+
+def meaning_of(codec: SpectralCodec) -> str:
+    """8 hexadecimal digits that change when the codes that the codec gives change: a hash of encoder and codebooks."""
+    digest = hashlib.sha256()
+    tables = {k: v for k, v in codec.decoder.state_dict().items() if "codebook" in k}
+    for name, tensor in sorted({**codec.encoder.state_dict(), **tables}.items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+@torch.no_grad()
+def encode_piece(codec: SpectralCodec, work: Path, piece: Piece, device: str) -> np.ndarray:
+    """Codes int16 [K,T] of a piece up to the end of its last bar: what dies away after it is left out."""
+    audio = torch.from_numpy(read_audio(work, piece))[None, None].to(device)
+    return codec.encode(audio)[0, :, : piece.music_frames].cpu().numpy().astype(np.int16)
+
+
+def record_of(piece: Piece) -> dict:
+    return {
+        "id": piece.id,
+        "captions": captions(piece.facts, piece.id),
+        "bars": list(piece.bars),
+        "facts": asdict(piece.facts),
+    }
+
+
+def merge(work: Path, folder: Path, pieces: Sequence[Piece]) -> None:
+    """Write `work/tokens` from the codes of every piece."""
+    for split in SPLITS:
+        chosen = [p for p in pieces if p.split == split]
+        clips = [torch.from_numpy(np.load(folder / f"{p.id}.npy")) for p in chosen]
+        write_tokens(work / "tokens", split, clips, [record_of(p) for p in chosen])
+        print(f"tokens: {len(chosen)} pieces for {split}", flush=True)
+
+
+def build_tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu") -> None:
+    """Encode the pieces of this shard with the trained codec into `work/codes`; the shard that leaves none missing
+    writes `work/tokens`.
+
+    Raises:
+        ValueError: pieces of the shard that have not been rendered.
+    """
     codec = SpectralCodec.from_folder(work / "codec" / "model")
     codec.encoder.to(device)
     codec.to(device)
-    pieces = read_pieces(work)
-    began, done = time.monotonic(), 0
-    for split in SPLITS:
-        chosen = [p for p in pieces if p.split == split]
-        clips, records = [], []
-        for piece in chosen:
-            audio = torch.from_numpy(read_audio(work, piece))[None, None].to(device)
-            clips.append(codec.encode(audio)[0].cpu())
-            records.append(
-                {
-                    "id": piece.id,
-                    "captions": captions(piece.facts, piece.id),
-                    "bars": list(piece.bars),
-                    "facts": asdict(piece.facts),
-                }
-            )
-            done += 1
-            if done % 100 == 0:
-                spent = time.monotonic() - began
-                print(
-                    f"tokens: {done}/{len(pieces)} pieces, {spent / done * (len(pieces) - done):.0f} s to go",
-                    flush=True,
-                )
-        write_tokens(work / "tokens", split, clips, records)
+    folder = work / "codes" / meaning_of(codec)
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = [p for p in read_plan(work) if not failure_path(work, p).exists()]
+    mine = of_shard(pieces, shard)
+    unheard = sum(not audio_path(work, p).exists() for p in mine)
+    if unheard:
+        raise ValueError(f"{unheard} of {len(mine)} pieces have not been rendered; run the audio stage first")
+    missing = [p for p in mine if not (folder / f"{p.id}.npy").exists()]
+    name, began = f"tokens {shard[0]}/{shard[1]}", time.monotonic()
+    for done, piece in enumerate(missing, 1):
+        with whole_file(folder / f"{piece.id}.npy") as partial:
+            np.save(partial, encode_piece(codec, work, piece, device))
+        if done % EVERY == 0:
+            left_s = (time.monotonic() - began) / done * (len(missing) - done)
+            print(f"{name}: {done}/{len(missing)} pieces, {left_s:.0f} s to go", flush=True)
+    left = sum(not (folder / f"{p.id}.npy").exists() for p in pieces)
+    if left:
+        print(f"{name}: done; {left} pieces are left to other shards, the last of which writes the tokens", flush=True)
+    else:
+        merge(work, folder, pieces)

@@ -5,20 +5,20 @@ Audio is mono, 32 kHz, dry (no reverb or chorus), brought to one level, and kept
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import random
 import shutil
 import subprocess
 import tempfile
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tinymusician_core.pretrain.arrange import DRUMS, FRAME_RATE_HZ, Facts, Note, Piece, Track, arrange
-from tinymusician_core.pretrain.scores import read_scores
+from tinymusician_core.files import first_line, whole_file
+from tinymusician_core.pretrain.accompany import DRUMS, LEAD
+from tinymusician_core.pretrain.arrange import FRAME_RATE_HZ, Piece
+from tinymusician_core.pretrain.pieces import audio_path, failure_path, make_plan, of_shard
 
 SAMPLE_RATE_HZ = 32000
 SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FRAME_RATE_HZ
@@ -28,9 +28,10 @@ SOUNDFONTS = (
     "/usr/share/sounds/sf3/MuseScore_General.sf3",
     "/usr/share/sounds/sf2/MuseScore_General.sf2",
 )
+SYNTHESIS = ("-niq", "-o", "synth.dynamic-sample-loading=1", "-R", "0", "-C", "0", "-g", "0.5")
+LEAD_VOLUME, VOLUME = 127, 92  # MIDI channel volumes: the melody about 6 dB before the others
 LEVEL_RMS, PEAK = 0.1, 0.95
-RELEASE_MS, GAP_MS, BATCH = 20, 1000, 24
-ARRANGEMENTS = {"waltz": 4}
+RELEASE_MS, GAP_MS, BATCH = 20, 1000, 16
 
 
 def find_soundfont() -> Path:
@@ -56,16 +57,18 @@ def events_of(piece: Piece, offset_ms: int) -> list[tuple[int, int, list]]:
         channel = 9 if track.role == DRUMS else index
         if track.role != DRUMS:
             events.append((offset_ms, 0, [Message("program_change", channel=channel, program=track.program)]))
+        volume = LEAD_VOLUME if track.role == LEAD else VOLUME
+        events.append((offset_ms, 0, [Message("control_change", channel=channel, control=7, value=volume)]))
         for note in track.notes:
             start, end = offset_ms + note.start * FRAME_MS, offset_ms + note.end * FRAME_MS - RELEASE_MS
             events.append((start, 2, [Message("note_on", channel=channel, note=note.pitch, velocity=note.velocity)]))
             events.append((end, 1, [Message("note_off", channel=channel, note=note.pitch)]))
     stop = offset_ms + piece.frames * FRAME_MS + GAP_MS // 2
-    events.append((stop, 3, [Message("control_change", channel=c, control=120, value=0) for c in (0, 1, 2, 9)]))
+    events.append((stop, 3, [Message("control_change", channel=c, control=120, value=0) for c in range(16)]))
     return events
 
 
-def write_midi(pieces: list[Piece], path: Path) -> list[int]:
+def write_midi(pieces: Sequence[Piece], path: Path) -> list[int]:
     """One MIDI file with the pieces one after another; returns where each starts (ms)."""
     from mido import MetaMessage, MidiFile, MidiTrack
 
@@ -95,92 +98,60 @@ def level(audio: np.ndarray) -> np.ndarray:
     return audio * min(LEVEL_RMS / rms, PEAK / peak)
 
 
-def render_batch(pieces: list[Piece], folder: Path) -> None:
-    """Render pieces and write `folder/<id>.flac` for each; a call that takes longer than real time / 4 is
-    killed."""
+def synthesize(midi: Path, raw: Path, timeout_s: float) -> np.ndarray:
+    """A MIDI file -> mono audio [N], by way of the file `raw`; a call that takes longer than `timeout_s` is killed."""
+    output = ("-r", str(SAMPLE_RATE_HZ), "-O", "s16", "-T", "raw", "-F", str(raw))
+    command = ["fluidsynth", *SYNTHESIS, *output, str(find_soundfont()), str(midi)]
+    subprocess.run(command, check=True, capture_output=True, timeout=timeout_s)
+    return np.fromfile(raw, dtype="<i2").reshape(-1, 2).astype(np.float32).mean(1) / 32768
+
+
+def render_together(pieces: Sequence[Piece], work: Path) -> None:
+    """Render pieces in one call, bounded to 30 s and a quarter of real time, and write their FLAC files, each whole or
+    not at all."""
     import soundfile
 
     seconds = sum(p.frames for p in pieces) / FRAME_RATE_HZ + len(pieces) * GAP_MS / 1000
     with tempfile.TemporaryDirectory() as scratch:
-        midi, raw = Path(scratch) / "batch.mid", Path(scratch) / "batch.raw"
+        midi = Path(scratch) / "batch.mid"
         starts = write_midi(pieces, midi)
-        command = [
-            "fluidsynth",
-            "-niq",
-            "-R",
-            "0",
-            "-C",
-            "0",
-            "-g",
-            "0.5",
-            "-r",
-            str(SAMPLE_RATE_HZ),
-            "-O",
-            "s16",
-            "-T",
-            "raw",
-            "-F",
-            str(raw),
-            str(find_soundfont()),
-            str(midi),
-        ]
-        subprocess.run(command, check=True, capture_output=True, timeout=30 + seconds / 4)
-        audio = np.fromfile(raw, dtype="<i2").reshape(-1, 2).astype(np.float32).mean(1) / 32768
+        audio = synthesize(midi, Path(scratch) / "batch.raw", 30 + seconds / 4)
     for piece, start in zip(pieces, starts, strict=True):
         first = start * SAMPLE_RATE_HZ // 1000
-        clip = level(audio[first : first + piece.frames * SAMPLES_PER_FRAME])
-        partial = folder / f"{piece.id}.part"
-        soundfile.write(partial, clip, SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
-        partial.replace(folder / f"{piece.id}.flac")
+        clip = audio[first : first + piece.frames * SAMPLES_PER_FRAME]
+        if len(clip) < piece.frames * SAMPLES_PER_FRAME:
+            raise ValueError(f"FluidSynth stopped {piece.frames * SAMPLES_PER_FRAME - len(clip)} samples early")
+        with whole_file(audio_path(work, piece)) as partial:
+            soundfile.write(partial, level(clip), SAMPLE_RATE_HZ, format="FLAC", subtype="PCM_16")
 
 
-def plan_pieces(work: Path, limit: int) -> list[Piece]:
-    """The first `limit` pieces in an order that a seed fixes; waltzes, which the corpora are short of, in
-    several arrangements."""
-    jobs = [(tune, n) for tune in read_scores(work / "scores.jsonl") for n in range(ARRANGEMENTS.get(tune.style, 1))]
-    random.Random(0).shuffle(jobs)
-    pieces = (arrange(tune, n) for tune, n in jobs[:limit])
-    return [p for p in pieces if p is not None]
+def render_batch(pieces: Sequence[Piece], work: Path) -> int:
+    """Render pieces, together if they let themselves; returns how many failed. Those are noted and left out."""
+    try:
+        render_together(pieces, work)
+        return 0
+    except (subprocess.SubprocessError, ValueError) as error:
+        if len(pieces) == 1:
+            failure_path(work, pieces[0]).write_text(first_line(error) + "\n", encoding="utf-8")
+            return 1
+    return sum(render_batch([piece], work) for piece in pieces)
 
 
-def build_audio(work: Path, limit: int, processes: int = 2) -> None:
-    """Write `work/pieces.jsonl` and `work/audio/<id>.flac`; what is there already is kept."""
-    pieces = plan_pieces(work, limit)
-    folder = work / "audio"
-    folder.mkdir(exist_ok=True)
-    missing = [p for p in pieces if not (folder / f"{p.id}.flac").exists()]
+def build_audio(work: Path, hours: float, shard: tuple[int, int] = (1, 1), processes: int = 2) -> None:
+    """Write `work/pieces.jsonl`, and `work/audio/<id>.flac` for the pieces of this shard that are not there yet."""
+    pieces = of_shard(make_plan(work, hours), shard)
+    (work / "audio").mkdir(exist_ok=True)
+    missing = [p for p in pieces if not audio_path(work, p).exists() and not failure_path(work, p).exists()]
     batches = [missing[i : i + BATCH] for i in range(0, len(missing), BATCH)]
-    began = time.monotonic()
+    name = f"audio {shard[0]}/{shard[1]}"
+    print(f"{name}: {len(missing)} of {len(pieces)} pieces to render", flush=True)
+    began, failed = time.monotonic(), 0
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        waiting = [pool.apply_async(render_batch, (batch, folder)) for batch in batches]
+        waiting = [pool.apply_async(render_batch, (batch, work)) for batch in batches]
         for done, job in enumerate(waiting, 1):
-            job.get()
+            failed += job.get()
             spent = time.monotonic() - began
-            print(
-                f"audio: {done}/{len(batches)} batches, {spent:.0f} s, "
-                f"{spent / done * (len(batches) - done):.0f} s to go",
-                flush=True,
-            )
-    partial = work / "pieces.part"
-    partial.write_text("".join(json.dumps(asdict(p)) + "\n" for p in pieces), encoding="utf-8")
-    partial.replace(work / "pieces.jsonl")
-
-
-def read_pieces(work: Path) -> list[Piece]:
-    """The rendered pieces of a work folder."""
-    pieces = []
-    for line in (work / "pieces.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        tracks = tuple(Track(t["role"], t["program"], tuple(Note(**n) for n in t["notes"])) for t in record["tracks"])
-        pieces.append(
-            Piece(**{**record, "bars": tuple(record["bars"]), "tracks": tracks, "facts": Facts(**record["facts"])})
-        )
-    return pieces
-
-
-def read_audio(work: Path, piece: Piece) -> np.ndarray:
-    """The audio of a piece, float32 [N]."""
-    import soundfile
-
-    audio, _ = soundfile.read(work / "audio" / f"{piece.id}.flac", dtype="float32")
-    return audio
+            left_s = spent / done * (len(batches) - done)
+            print(f"{name}: {done}/{len(batches)} batches, {spent:.0f} s, {left_s:.0f} s to go", flush=True)
+    if failed:
+        print(f"{name}: {failed} pieces could not be rendered; {work / 'audio'}/*.failed say why", flush=True)

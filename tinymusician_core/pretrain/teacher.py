@@ -13,12 +13,14 @@ from transformers import MusicgenForCausalLM, PreTrainedTokenizerFast, T5Config,
 from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
 from tinymusician_core.delay import delay, pattern
+from tinymusician_core.pretrain.arrange import FRAME_RATE_HZ
 from tinymusician_core.pretrain.vocabulary import MAX_TOKENS, build_tokenizer
 from tinymusician_core.tokens import TokenDataset
-from tinymusician_core.training import Trainer, TrainSettings
+from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings
 
 IGNORED = -100
-LONG_SHARE = 0.3
+LENGTHS = ((1, 0.5), (2, 0.3), (4, 0.2))  # windows of once, twice, four times the length, and the share of steps
+VOCABULARY_ROWS = ("text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight")
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,61 @@ class TeacherTraining(nn.Module):
         return {"loss": loss, "ce": torch.stack(losses).mean(), **{f"ce{k}": x for k, x in enumerate(losses)}}
 
 
+def rows_by_word(
+    rows: Tensor, tokenizer: PreTrainedTokenizerFast, known: Tensor, earlier: PreTrainedTokenizerFast
+) -> Tensor:
+    """Embeddings [words,D] in which every word that the earlier tokenizer has takes its row of `known`."""
+    rows, places = rows.clone(), earlier.get_vocab()
+    for word, row in tokenizer.get_vocab().items():
+        if word in places:
+            rows[row] = known[places[word]]
+    return rows
+
+
+def carry_over(model: TeacherTraining, folder: Path) -> int:
+    """Start a teacher from an earlier one in `folder`: the average of its weights, and of its vocabulary the words that
+    both have. Returns how many words are new, and start afresh.
+
+    Raises:
+        ValueError: no teacher in `folder`, or one of other sizes.
+    """
+    if not (folder / CHECKPOINT).exists() or not (folder / "tokenizer").is_dir():
+        raise ValueError(f"{folder} holds no teacher to start from ({CHECKPOINT} and tokenizer are needed)")
+    earlier = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["average"]
+    own = model.state_dict()
+    for name in VOCABULARY_ROWS:
+        state[name] = rows_by_word(own[name], model.tokenizer, state[name], earlier)
+    other = [n for n in own if n not in state or state[n].shape != own[n].shape]
+    if other or len(state) != len(own):
+        raise ValueError(f"the teacher in {folder} has other sizes than this one: {', '.join(other) or 'more weights'}")
+    model.load_state_dict(state)
+    return len(set(model.tokenizer.get_vocab()) - set(earlier.get_vocab()))
+
+
+def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A teacher goes on with the words it was begun with.
+
+    Raises:
+        ValueError: the captions have other words than the teacher in `folder`.
+    """
+    earlier = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+    if earlier.get_vocab() != tokenizer.get_vocab():
+        raise ValueError(
+            f"the captions have other words than the teacher in {folder} was begun with; "
+            "move it away and start a new one from it (--start-from)"
+        )
+
+
+def begin(model: TeacherTraining, folder: Path, start_from: Path | None) -> None:
+    """Make a model ready for training in `folder`: go on with what is there, or start from an earlier teacher."""
+    if (folder / CHECKPOINT).exists():
+        check_vocabulary(folder, model.tokenizer)
+    elif start_from is not None:
+        new = carry_over(model, start_from)
+        print(f"teacher: starts from {start_from}; {new} of {len(model.tokenizer)} words are new", flush=True)
+
+
 def train_teacher(
     work: Path,
     minutes: float,
@@ -138,16 +195,19 @@ def train_teacher(
     batch: int = 12,
     learning_rate: float = 1.5e-3,
     device: str = "cpu",
+    start_from: Path | None = None,
 ) -> None:
-    """Train (or go on training) in `work/teacher` on `work/tokens`.
+    """Train (or go on training) in `work/teacher` on `work/tokens`; a new teacher may start from an earlier one's
+    weights, with a fresh optimiser.
 
-    Most steps see `batch` windows of `window_s`; a share of LONG_SHARE sees half as many of twice the length, so that
-    the model knows the positions of longer clips too.
+    A step sees `batch` windows of `window_s`, or half as many of twice the length, or a quarter of four times, in the
+    shares of LENGTHS, so that the model knows the positions of long clips too and every step costs about the same.
     """
     train, held_out = TokenDataset(work / "tokens", "train"), TokenDataset(work / "tokens", "validation")
     tokenizer = build_tokenizer(c for r in train.records for c in r["captions"])
     torch.manual_seed(0)
     model = TeacherTraining(TeacherConfig(), tokenizer)
+    begin(model, work / "teacher", start_from)
     settings = TrainSettings(
         learning_rate=learning_rate,
         minutes=minutes,
@@ -160,19 +220,24 @@ def train_teacher(
     trainer = Trainer(model, settings, work / "teacher", device)
     trainer.resume()
     tokenizer.save_pretrained(work / "teacher" / "tokenizer")
-    frames = round(window_s * 25)
+    frames = round(window_s * FRAME_RATE_HZ)
+    shares = torch.tensor([share for _, share in LENGTHS])
 
     def loss(rng: torch.Generator, _: float) -> dict[str, Tensor]:
         model.train()
-        longer = 2 if float(torch.rand((), generator=rng)) < LONG_SHARE else 1
-        return model(*train.batch(rng, batch // longer, frames * longer), rng)
+        longer = LENGTHS[int(torch.multinomial(shares, 1, generator=rng))][0]
+        return model(*train.batch(rng, max(1, batch // longer), frames * longer), rng)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
+        """Losses on windows of the usual length, and the mean cross-entropy on the longest ones."""
         model.eval()
         rng = torch.Generator().manual_seed(1)
         parts = [model(*held_out.batch(rng, 16, frames), None) for _ in range(3)]
-        return {f"validation_{k}": sum(float(p[k]) for p in parts) / len(parts) for k in parts[0]}
+        longest = max(longer for longer, _ in LENGTHS)
+        long = [model(*held_out.batch(rng, 4, frames * longest), None) for _ in range(3)]
+        means = {f"validation_{k}": sum(float(p[k]) for p in parts) / len(parts) for k in parts[0]}
+        return means | {"validation_long_ce": sum(float(p["ce"]) for p in long) / len(long)}
 
     trainer.run(
         loss,
