@@ -70,3 +70,81 @@ def test_a_budget_is_needed_and_positive(tmp_path):
     with pytest.raises(ValueError, match="above zero"):
         TrainSettings(learning_rate=1.0, minutes=-3)
     assert not trainer(tmp_path, 5).resume()
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(tmp_path):
+    goal = torch.tensor([[1.0, -2.0, 0.5]])
+
+    def in_parts(model):
+        def loss(rng, _):
+            x = torch.randn(16, 3, generator=rng)
+            return [lambda rows=rows: {"loss": (model(rows) - rows @ goal.T).pow(2).sum() / 16} for rows in x.split(5)]
+
+        return loss
+
+    whole, parts = trainer(tmp_path / "whole", 30), trainer(tmp_path / "parts", 30)
+    whole.run(regression(whole.model))
+    parts.run(in_parts(parts.model))
+    torch.testing.assert_close(parts.model.weight, whole.model.weight, atol=1e-6, rtol=1e-5)
+    logs = [
+        [json.loads(x)["loss"] for x in (tmp_path / n / "log.jsonl").read_text().splitlines()]
+        for n in ("whole", "parts")
+    ]
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+
+
+def test_it_ends_early_and_keeps_the_best_weights(tmp_path):
+    values = iter([3.0, 2.0, 2.5, 2.0, 9.0, 9.0])
+    seen = []
+    run = trainer(tmp_path, 100, validate_every=5, patience=2)
+
+    def validate():
+        seen.append((run.step, {k: v.clone() for k, v in run.average.items()}))
+        return {"validation_loss": next(values)}
+
+    run.run(regression(run.model), validate)
+    assert run.step == 20
+    assert run.done
+    assert run.fraction == 0.2
+    best = next(weights for step, weights in seen if step == 10)
+    assert torch.equal(run.averaged_state()["weight"], best["weight"])
+    again = trainer(tmp_path, 100, validate_every=5, patience=2)
+    assert again.resume()
+    assert again.done
+    assert torch.equal(again.averaged_state()["weight"], best["weight"])
+
+
+def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path):
+    first = trainer(tmp_path, 40)
+    first.run(regression(first.model), should_stop=lambda: first.step == 20)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 30, "elapsed_s": 1.0, "loss": 1.0}) + '\n{"step": 3')
+    second = trainer(tmp_path, 40)
+    assert second.resume()
+    second.run(regression(second.model))
+    log = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log == [10, 20, 30, 40]
+
+
+def test_a_checkpoint_of_earlier_times_loads(tmp_path):
+    first = trainer(tmp_path, 10)
+    first.run(regression(first.model))
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["best"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    second = trainer(tmp_path, 10)
+    assert second.resume()
+    assert second.step == 10
+    assert torch.equal(second.model.weight, first.model.weight)
+
+
+def test_tensorboard_gets_what_the_log_gets(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = trainer(tmp_path, 30, tensorboard=True)
+    run.run(regression(run.model))
+    run.close()
+    log = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    found = events.EventAccumulator(str(tmp_path / "tensorboard"))
+    found.Reload()
+    assert [e.step for e in found.Scalars("loss")] == [10, 20, 30]
+    assert [e.value for e in found.Scalars("loss")] == pytest.approx(log, rel=1e-6)

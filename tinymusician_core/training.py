@@ -1,13 +1,12 @@
-"""The training loop that every stage shares: AdamW, warm-up and cosine decay over a budget, bf16, checkpoints,
-exact resume, a JSONL log."""
+"""The training loop that every stage shares: AdamW, warm-up and cosine decay over a budget, bf16, accumulated
+gradients, checkpoints, exact resume, early stopping, a JSONL log and TensorBoard's. It needs torch alone."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-CHECKPOINT = "checkpoint.pt"
+from .files import whole_file
+from .processes import OneProcess
+
+CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """How long and how hard to train. The budget is counted over all resumed runs: `minutes` of training time,
-    or `steps`."""
+    or `steps`.
+
+    `validate_every` counts steps and goes before `validate_every_s`. With `patience` training ends early when that many
+    validations on end have not brought `monitor` below its best; the best weights are then the ones to keep.
+    """
 
     learning_rate: float
     minutes: float | None = None
@@ -36,7 +42,11 @@ class TrainSettings:
     seed: int = 0
     log_every: int = 20
     validate_every_s: float = 300.0
+    validate_every: int | None = None
     checkpoint_every_s: float = 180.0
+    patience: int | None = None
+    monitor: str = "validation_loss"
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         if (self.minutes is None) == (self.steps is None):
@@ -56,25 +66,42 @@ class TrainProgress:
     losses: dict[str, float]
 
 
-LossFunction = Callable[[torch.Generator, float], dict[str, Tensor]]
+Part = Callable[[], dict[str, Tensor]]
+LossFunction = Callable[[torch.Generator, float], "dict[str, Tensor] | Sequence[Part]"]
 
 
 class Trainer:
     """Trains `model` (any module whose parameters require gradients) inside `folder`.
 
-    The loss function gets a random generator and the fraction of the budget spent, and returns named scalars;
-    "loss" is
-    minimised, the others are logged. Buffers of the model are part of the checkpoint.
+    The loss function gets a random generator and the fraction of the budget spent, and returns named scalars; "loss" is
+    minimised, the others are logged. Where a batch is too big for the memory it returns functions instead, each of
+    which gives the scalars of a part; those of all parts add up. Buffers of the model are part of the checkpoint.
+
+    Attributes:
+        model: the module itself.
+        running: what loss functions must call in its place, where several processes train together.
     """
 
-    def __init__(self, model: nn.Module, settings: TrainSettings, folder: Path, device: str = "cpu") -> None:
-        self.model, self.settings, self.folder, self.device = model.to(device), settings, Path(folder), device
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: TrainSettings,
+        folder: Path,
+        device: str = "cpu",
+        together: OneProcess | None = None,
+    ) -> None:
+        self.together = OneProcess(device) if together is None else together
+        self.device, self.settings, self.folder = self.together.device, settings, Path(folder)
+        self.model = model.to(self.device)
+        self.running = self.together.wrap(self.model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self._groups(), lr=settings.learning_rate, betas=settings.betas)
         self.rng = torch.Generator().manual_seed(settings.seed)
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if settings.ema else {}
         self.step, self.elapsed_s = 0, 0.0
+        self.best: dict = {}  # value, how many validations ago, and the weights
+        self._board = None
 
     def _groups(self) -> list[dict]:
         """Weight decay on matrices only."""
@@ -89,6 +116,12 @@ class Trainer:
         s = self.settings
         return min(1.0, self.step / s.steps if s.steps else self.elapsed_s / (60 * s.minutes))
 
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent, or nothing has got better for long enough."""
+        patience = self.settings.patience
+        return self.fraction >= 1.0 or (patience is not None and self.best.get("ago", 0) >= patience)
+
     def learning_rate(self) -> float:
         """Linear warm-up, then a cosine from the full rate to `final_fraction` of it."""
         s = self.settings
@@ -100,7 +133,7 @@ class Trainer:
         )
 
     def resume(self) -> bool:
-        """Go on from the folder's checkpoint; False where there is none."""
+        """Go on from the folder's checkpoint; False where there is none. What was logged after it is forgotten."""
         path = self.folder / CHECKPOINT
         if not path.exists():
             return False
@@ -110,10 +143,25 @@ class Trainer:
         self.rng.set_state(state["rng"].cpu())
         self.average = state["average"]
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self.best = state.get("best", {})
+        self.together.wait()
+        if self.together.is_main:
+            self._forget_later_records()
         return True
 
+    def _forget_later_records(self) -> None:
+        path = self.folder / LOG
+        if not path.exists():
+            return
+        whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in whole if json.loads(line)["step"] <= self.step]
+        with whole_file(path) as partial:
+            partial.write_text("".join(kept), encoding="utf-8")
+
     def save(self) -> None:
-        """Write the checkpoint whole or not at all."""
+        """Write the checkpoint whole or not at all; the main process does, for all of them."""
+        if not self.together.is_main:
+            return
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -121,36 +169,56 @@ class Trainer:
             "average": self.average,
             "step": self.step,
             "elapsed_s": self.elapsed_s,
+            "best": self.best,
         }
-        partial = self.folder / f"{CHECKPOINT}.part"
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.folder / CHECKPOINT)
+        with whole_file(self.folder / CHECKPOINT) as partial:
+            torch.save(state, partial)
 
     def log(self, record: dict[str, float | int]) -> None:
         """Append a record to the folder's log.jsonl, with the step and the seconds of training."""
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        if not self.together.is_main:
+            return
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, "elapsed_s": round(self.elapsed_s, 1), **record}) + "\n")
+        if self.settings.tensorboard:
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
+            for name, value in record.items():
+                self._board.add_scalar(name, value, self.step)
+            self._board.flush()
+
+    def close(self) -> None:
+        """Close TensorBoard's file, where one is open."""
+        if self._board is not None:
+            self._board.close()
+            self._board = None
 
     def train_step(self, loss: LossFunction) -> dict[str, Tensor]:
-        """One optimiser step."""
+        """One optimiser step; the losses of its parts, added up."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        context = (
-            torch.autocast(torch.device(self.device).type, torch.bfloat16) if self.settings.bf16 else nullcontext()
-        )
-        with context:
-            losses = loss(self.rng, self.fraction)
         self.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        with self._context():
+            found = loss(self.rng, self.fraction)
+        parts: Sequence[Part] = [lambda: found] if isinstance(found, Mapping) else found
+        losses: dict[str, Tensor] = {}
+        for index, part in enumerate(parts):
+            with self.together.quiet(self.running) if index < len(parts) - 1 else nullcontext():
+                with self._context():
+                    values = part()
+                values["loss"].backward()
+            losses = {name: losses.get(name, 0.0) + value.detach() for name, value in values.items()}
         nn.utils.clip_grad_norm_(self.parameters, self.settings.clip_norm)
         self.optimizer.step()
         if self.average:
             self._update_average()
         self.step += 1
         return losses
+
+    def _context(self):
+        return torch.autocast(self.device.type, torch.bfloat16) if self.settings.bf16 else nullcontext()
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -163,8 +231,9 @@ class Trainer:
                 self.average[name].copy_(value)
 
     def averaged_state(self) -> dict[str, Tensor]:
-        """The weights to keep: their moving average where one is kept, else the last ones."""
-        return self.average or self.model.state_dict()
+        """The weights to keep: with `patience` the best ones, else their moving average where one is kept, else the
+        last."""
+        return self.best.get("weights") or self.average or self.model.state_dict()
 
     def run(
         self,
@@ -173,31 +242,50 @@ class Trainer:
         on_progress: Callable[[TrainProgress], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """Train until the budget is spent or `should_stop` says so; a checkpoint is written at the end either way."""
+        """Train until it is `done` or `should_stop` says so; a checkpoint is written at the end either way."""
         began, base = time.monotonic(), self.elapsed_s
-        saved = validated = began
+        saved = validated = base
         window: list[dict[str, Tensor]] = []
-        while self.fraction < 1.0 and not (should_stop and should_stop()):
-            window.append({name: value.detach() for name, value in self.train_step(loss).items()})
-            now = time.monotonic()
-            self.elapsed_s = base + now - began
-            if self.step % self.settings.log_every == 0:
+        s = self.settings
+        while not self.done:
+            passed, stop = base + time.monotonic() - began, should_stop is not None and should_stop()
+            self.elapsed_s, stop = self.together.agree(passed, stop)
+            if stop or self.done:
+                break
+            window.append(self.train_step(loss))
+            if self.step % s.log_every == 0:
+                self.elapsed_s, _ = self.together.agree(base + time.monotonic() - began, False)
                 self._report(window, on_progress)
                 window = []
-            if validate and now - validated > self.settings.validate_every_s:
-                self.log(validate())
-                validated = time.monotonic()
-            if now - saved > self.settings.checkpoint_every_s:
+            due = self.elapsed_s - validated > s.validate_every_s
+            if validate and (self.step % s.validate_every == 0 if s.validate_every else due):
+                self._validate(validate)
+                validated = self.elapsed_s
+            if self.elapsed_s - saved > s.checkpoint_every_s:
                 self.save()
-                saved = time.monotonic()
+                saved = self.elapsed_s
         self.save()
         if validate:
             self.log(validate())
 
+    def _validate(self, validate: Callable[[], dict[str, float]]) -> None:
+        """Log a validation, and with `patience` remember how long ago the best one was, and its weights."""
+        found = validate()
+        self.log(found)
+        if self.settings.patience is None:
+            return
+        value = found[self.settings.monitor]
+        if value < self.best.get("value", math.inf):
+            weights = {k: v.detach().clone() for k, v in (self.average or self.model.state_dict()).items()}
+            self.best = {"value": value, "ago": 0, "weights": weights}
+        else:
+            self.best = {**self.best, "ago": self.best["ago"] + 1}
+
     def _report(self, window: list[dict[str, Tensor]], on_progress: Callable[[TrainProgress], None] | None) -> None:
         """Log the means of the steps since the last report, and pass them on."""
-        means = {name: float(torch.stack([losses[name] for losses in window]).mean()) for name in window[0]}
+        here = {name: float(torch.stack([losses[name] for losses in window]).mean()) for name in window[0]}
+        means = {name: value / self.together.world for name, value in self.together.sum(here).items()}
         self.log({"lr": self.learning_rate(), **means})
-        if on_progress:
+        if on_progress and self.together.is_main:
             eta_s = self.elapsed_s * (1 - self.fraction) / max(self.fraction, 1e-9)
             on_progress(TrainProgress(self.step, self.fraction, self.elapsed_s, eta_s, means))

@@ -129,8 +129,9 @@ def alpha_beta(
                                                      - beta / (alpha + beta) q^(alpha + beta))
 
     The definition of the alpha-beta divergence in ABKD, arXiv 2505.04560, after Cichocki, Cruces and Amari,
-    "Generalized Alpha-Beta Divergences", Entropy 2011, 13, 134-170. It goes to the forward KL for (1, 0) and to the reverse
-    KL for (0, 1); between them alpha weakens how much large errors count, and beta how much the student's confidence.
+    "Generalized Alpha-Beta Divergences", Entropy 2011, 13, 134-170. It goes to the forward KL for (1, 0) and to the
+    reverse KL for (0, 1); between them alpha says how much large errors count, and beta how much the student's own
+    confidence does.
     """
     log_p, log_q = _pair(teacher, student, temperature)
     return ab(log_p, log_q, alpha, beta) * temperature**2
