@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig, SpectralDecoder, SpectralEncoder, nearest
+from tinymusician_core.evaluate.fidelity import MelScales
 from tinymusician_core.pretrain.accompany import DRUMS, LEAD
 from tinymusician_core.pretrain.arrange import Piece
 from tinymusician_core.pretrain.pieces import read_audio, read_pieces
@@ -20,7 +21,6 @@ from tinymusician_core.pretrain.render import SAMPLES_PER_FRAME
 from tinymusician_core.training import Trainer, TrainSettings
 
 LOW_PITCH, PITCHES, CHROMA = 36, 60, 12
-SCALES = ((512, 64), (1024, 96), (2048, 128), (4096, 160))
 FLOAT_STEPS = 250
 
 
@@ -62,37 +62,6 @@ class CodecData:
         audio = np.stack([self.audio[a * SAMPLES_PER_FRAME : (a + frames) * SAMPLES_PER_FRAME] for a in at])
         score = np.stack([self.score[a : a + frames] for a in at])
         return torch.from_numpy(audio).float()[:, None] / 32767, torch.from_numpy(score).float()
-
-
-class MelScales(nn.Module):
-    """Log-mel distance at several window lengths: the codec's loss and its figure of merit."""
-
-    def __init__(self, sample_rate_hz: int) -> None:
-        super().__init__()
-        from torchaudio.functional import melscale_fbanks
-
-        for n_fft, mels in SCALES:
-            bank = melscale_fbanks(
-                n_fft // 2 + 1, 20.0, sample_rate_hz / 2, mels, sample_rate_hz, norm="slaney", mel_scale="slaney"
-            )
-            self.register_buffer(f"bank{n_fft}", bank, persistent=False)
-            self.register_buffer(f"window{n_fft}", torch.hann_window(n_fft), persistent=False)
-
-    def forward(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Waves [B,1,N] -> (mean L1 of natural-log mel magnitudes, mean spectral convergence of linear
-        magnitudes)."""
-        logs, linear = [], []
-        for n_fft, _ in SCALES:
-            window, bank = getattr(self, f"window{n_fft}"), getattr(self, f"bank{n_fft}")
-            both = torch.stft(
-                torch.cat([made, real])[:, 0].float(), n_fft, n_fft // 4, window=window, return_complex=True
-            )
-            magnitude = (both.real**2 + both.imag**2).clamp_min(1e-10).sqrt()
-            a, b = (magnitude.transpose(1, 2).float() @ bank).chunk(2)
-            logs.append((a.clamp_min(1e-4).log() - b.clamp_min(1e-4).log()).abs().mean())
-            x, y = magnitude.chunk(2)
-            linear.append(torch.linalg.vector_norm(x - y) / torch.linalg.vector_norm(y).clamp_min(1e-3))
-        return torch.stack(logs).mean(), torch.stack(linear).mean()
 
 
 class CodecTraining(nn.Module):
