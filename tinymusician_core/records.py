@@ -7,11 +7,15 @@ K codebooks, T frames. Nothing here imports torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+
+from .checks import number as _number
+from .checks import whole as _whole
+from .figures import Figures as Figures
+from .figures import Spread as Spread
 
 MIN_SECONDS, MAX_SECONDS = 0.5, 600.0
 MAX_PROMPT_CHARS = 1000
@@ -36,33 +40,6 @@ class Cancelled(RuntimeError):
     def __init__(self, message: str, clip: Clip | list[Clip] | None = None):
         super().__init__(message)
         self.clip = clip
-
-
-def _number(name: str, value, low: float, high: float, hint: str = "") -> float:
-    allowed = f"{name} must be a number from {low:g} to {high:g}{hint}, got {value!r}"
-    if isinstance(value, bool) or value is None:
-        raise ValueError(allowed)
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(allowed) from None
-    if not math.isfinite(number) or not low <= number <= high:
-        raise ValueError(allowed)
-    return number
-
-
-def _whole(name: str, value, low: int, high: int, hint: str = "") -> int:
-    allowed = f"{name} must be a whole number from {low} to {high}{hint}, got {value!r}"
-    if isinstance(value, bool) or value is None:
-        raise ValueError(allowed)
-    try:
-        number = int(value)
-        exact = isinstance(value, str) or number == value
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(allowed) from None
-    if not exact or not low <= number <= high:
-        raise ValueError(allowed)
-    return number
 
 
 def check_prompt(text) -> str:
@@ -198,37 +175,6 @@ class Timing:
     def x_realtime(self, audio_s: float) -> float | None:
         """Seconds of audio made in a second of waiting (bigger is better); None when nothing was timed."""
         return audio_s / self.total_s if self.total_s > 0 else None
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What was measured of a variant. None stands for "not measured", never 0."""
-
-    first_sound_ms: float | None = None
-    ms_per_step: float | None = None
-    x_realtime: float | None = None
-    total_s: float | None = None
-    stages_ms: Mapping[str, float | None] = field(default_factory=lambda: dict.fromkeys(("text", "lm", "codec")))
-    peak_memory_bytes: int | None = None
-    disk_bytes: int | None = None
-    threads: int | None = None
-    device: str | None = None
-    runs: int | None = None
-
-    def __post_init__(self):
-        for name in ("first_sound_ms", "ms_per_step", "x_realtime", "total_s"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, _number(name, getattr(self, name), 0.0, math.inf))
-        for name in ("peak_memory_bytes", "disk_bytes", "threads", "runs"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, _whole(name, getattr(self, name), 0, 2**63))
-        if set(self.stages_ms) != {"text", "lm", "codec"}:
-            raise ValueError(f"stages_ms must name text, lm and codec, got {sorted(self.stages_ms)}")
-        object.__setattr__(self, "stages_ms", {name: self.stages_ms[name] for name in ("text", "lm", "codec")})
-
-    def as_dict(self) -> dict:
-        """The `figures` record of the JSON contract."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,7 @@ from . import growing
 from .records import Cancelled, Clip, ModelError, Progress, SamplingSpec, Timing, check_prompt
 
 POLL_S = 0.05
+DEVICES = ("cpu", "cuda")
 CLOSE_S = 2.0
 ERRORS = {"ValueError": ValueError, "ModelError": ModelError, "Cancelled": Cancelled}
 
@@ -44,21 +45,29 @@ class WorkerDied(RuntimeError):
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a worker says of the variant that it has loaded."""
+    """What a worker says of the variant that it has loaded.
+
+    Attributes:
+        weights_bytes: the weights that it holds in memory; step_bytes: those that every step reads.
+        load_peak_bytes: the most memory that loading took above the idle process; None where not measurable.
+    """
 
     name: str
     hash: str
     disk_bytes: int
+    weights_bytes: int
+    step_bytes: int
     device: str
     threads: int
     load_s: float
+    load_peak_bytes: int | None
 
 
 @dataclass(frozen=True)
 class Result:
     """A clip, how many seconds of it were made, the rest being the sound that it goes on from, and the peak memory.
 
-    `peak_memory_bytes` is that of the process above the idle one (nothing loaded); None where not measurable.
+    `peak_memory_bytes` is that of this run, above the idle process (nothing loaded); None where not measurable.
     """
 
     clip: Clip
@@ -83,12 +92,16 @@ class Worker:
     Args:
         model: what `tinymusician_core.load` takes.
         threads: CPU threads of the process; None leaves the choice to torch.
+        device: "cpu" or "cuda".
     """
 
-    def __init__(self, model: str, threads: int | None = None):
+    def __init__(self, model: str, threads: int | None = None, device: str = "cpu"):
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise ValueError(f"threads must be a whole number of 1 or more, or None, got {threads!r}")
+        if device not in DEVICES:
+            raise ValueError(f"device must be {' or '.join(DEVICES)}, got {device!r}")
         self.model = str(model)
+        self.device = device
         self.threads = threads
         self.loaded: Loaded | None = None
         self._process: subprocess.Popen | None = None
@@ -120,7 +133,7 @@ class Worker:
             self.close()
             self._spawn()
             try:
-                answer = self._ask({"do": "load", "model": self.model}, on_progress, should_stop)
+                answer = self._ask({"do": "load", "model": self.model, "device": self.device}, on_progress, should_stop)
             except BaseException:
                 self.close()
                 raise

@@ -84,27 +84,44 @@ class Process:
     def _load(self, order: dict) -> dict:
         import torch
 
+        from .measure.weights import held_bytes, step_bytes
         from .variants import load
 
+        if order["device"] == "cuda":
+            self._count_gpu_memory()
         start = time.perf_counter()
-        pipeline = load(order["model"])
-        load_s = time.perf_counter() - start
+        pipeline = load(order["model"], order["device"])
+        load_s, load_peak = time.perf_counter() - start, self._memory.peak_bytes()
         self._pipeline = pipeline
         self._say(order, progress=asdict(Progress("loading", 1, 1, load_s)))
         loaded = Loaded(
             name=pipeline.name,
             hash=pipeline.hash,
             disk_bytes=pipeline.disk_bytes,
+            weights_bytes=held_bytes([pipeline.modules]),
+            step_bytes=step_bytes(pipeline.decoder),
             device=str(pipeline.device),
             threads=torch.get_num_threads(),
             load_s=load_s,
+            load_peak_bytes=load_peak,
         )
+        self._memory.trim()
         return {"loaded": asdict(loaded)}
+
+    def _count_gpu_memory(self) -> None:
+        import torch
+
+        from .measure.memory import DeviceMemory
+
+        if not torch.cuda.is_available():
+            raise ValueError("device must be cpu, since torch finds no GPU on this machine, got 'cuda'")
+        self._memory = DeviceMemory("cuda")
 
     def _generate(self, order: dict) -> dict:
         if self._pipeline is None:
             raise ModelError("no model is loaded; load one before generating")
         given = order["continue_from"]
+        self._memory.restart()
         stream = self._pipeline.stream(
             order["prompt"],
             SamplingSpec(**order["spec"]),

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
 
-from ..measure.bandwidth import cache_bytes, read_bandwidth
-from ..measure.bench import Measured, compare
+from ..measure import bench_report
 from ..measure.peer_report import COLUMNS, cells, notes, write_report
-from ..measure.peers import ROWS, SHAPES, Peers, Setting, measure_peers
-from ..records import SamplingSpec, check_seed
-from ..text import EXAMPLE
+from ..measure.peers import ROWS, SHAPES, Peers, measure_peers
+from ..measure.peers import Setting as PeerSetting
+from ..measure.rounds import Benched, Setting, bench
+from ..records import Cancelled, SamplingSpec, check_seed
 from . import show
-from .compare import VARIANTS
+from .measuring import Measuring, add_measuring, names, read_measuring
 from .sampling import read_count
+from .stopping import stop_on_ctrl_c
 
-PEERS_ONLY = ("shape", "layers", "student_layers", "rows", "output")
+RUNS, ROUNDS = 9, 3
+PEERS_ONLY = ("shape", "layers", "student_layers", "rows")
+VARIANTS_ONLY = ("models", "rounds")
 
 
 def add_commands(commands) -> None:
     """Add `bench` to the sub-commands."""
     parser = commands.add_parser("bench", help="measure the speed of variants, or of other programs beside ours")
-    parser.add_argument("--models", help=f"variants, with commas between (default {VARIANTS})")
+    add_measuring(parser, runs=f"{RUNS}; 1 with --peers", output="the report; what is measured there already is kept")
+    parser.add_argument("--rounds", help=f"fresh processes that a variant's runs are dealt over (default {ROUNDS})")
     parser.add_argument("--seconds", help="of music in a run (default 8; 10 with --peers, 25 at most)")
-    parser.add_argument("--runs", help="how often to measure each; the figures are medians (default 3; 1 with --peers)")
     parser.add_argument("--seed", default="7", help="of the draws, and of the peers' weights (default 7)")
     parser.add_argument("--threads", help="CPU threads (default: torch decides)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
@@ -35,62 +37,53 @@ def add_commands(commands) -> None:
     parser.add_argument("--layers", help="with --peers: of the decoder (default: the shape's)")
     parser.add_argument("--student-layers", help="with --peers: of the student (default: a third of the shape's)")
     parser.add_argument("--rows", help=f"with --peers: some of {', '.join(row.name for row in ROWS)}")
-    parser.add_argument("-o", "--output", help="with --peers: a folder for report.json and report.md")
     parser.set_defaults(run=run_bench)
 
 
 def run_bench(options: argparse.Namespace) -> int:
     """Measure variants, or peers."""
-    if options.peers:
-        if options.models is not None:
-            raise ValueError("models are variants, and --peers measures none; leave one of the two out")
-        return _bench_peers(options)
-    for name in PEERS_ONLY:
+    refused, where = (VARIANTS_ONLY, "variants, without --peers") if options.peers else (PEERS_ONLY, "--peers")
+    for name in refused:
         if getattr(options, name) is not None:
-            raise ValueError(f"{name.replace('_', ' ')} is for --peers only")
-    return _bench_variants(options)
+            raise ValueError(f"{name.replace('_', ' ')} is for {where} only")
+    if options.peers and options.device != "cpu":
+        raise ValueError(f"device must be cpu with --peers, got {options.device!r}")
+    order = read_measuring(options)
+    return _bench_peers(options, order) if options.peers else _bench_variants(options, order)
 
 
-def _bench_variants(options: argparse.Namespace) -> int:
-    seconds = "8" if options.seconds is None else options.seconds
-    spec = SamplingSpec(seconds=seconds, seed=options.seed)
-    runs, threads = read_count("runs", options.runs) or 3, read_count("threads", options.threads)
-    models = [name.strip() for name in (options.models or VARIANTS).split(",")]
-    with show.bar() as bar:
-        measured = compare(EXAMPLE, models, spec, runs=runs, on_progress=bar.step, threads=threads)
-        bar.show("reading memory", 0, None)
-        bandwidth = read_bandwidth()
-    variants = [_variant(model, result) for model, result in zip(models, measured, strict=True)]
+def _bench_variants(options: argparse.Namespace, order: Measuring) -> int:
+    spec = SamplingSpec(seconds="8" if options.seconds is None else options.seconds, seed=options.seed)
+    rounds = read_count("rounds", options.rounds) or ROUNDS
+    setting = Setting(tuple(order.models), spec, order.runs or RUNS, rounds, order.threads, order.device)
+    with show.bar() as bar, stop_on_ctrl_c() as should_stop:
+
+        def show_turn(turn, step) -> None:
+            bar.step(f"{turn.number} of {turn.total}, {turn.model}", step)
+
+        try:
+            found = bench(setting, order.folder, show_turn, should_stop)
+        except Cancelled as stopped:
+            on = "with -o FOLDER it could be gone on with" if order.folder is None else "the same command goes on"
+            raise Cancelled(f"{stopped}; {on}") from stopped
+    paths = [] if order.folder is None else bench_report.write_report(found, order.folder)
     if options.json:
-        record = {"prompt": EXAMPLE, "seed": spec.seed, "seconds": spec.seconds}
-        show.emit_json({**record, "bandwidth_gb_per_s": bandwidth / 1e9, "variants": variants})
+        show.emit_json(found.as_dict() | {"path": None if order.folder is None else str(order.folder)})
         return 0
-    show.print_figures([(model, result.figures) for model, result in zip(models, measured, strict=True)])
-    reads = [f"{each['model']} {each['gb_per_s']:.1f} GB/s" for each in variants if each["gb_per_s"] is not None]
-    said = ", ".join(reads) or "every variant's weights fit into the cache"
-    print(f"memory bandwidth {bandwidth / 1e9:.1f} GB/s; read by steps: {said}")
+    _print_variants(found)
+    for path in paths:
+        print(f"wrote {path}")
     return 0
 
 
-def _variant(model: str, measured: Measured) -> dict:
-    """One entry of `variants`; gb_per_s is null where a step's weights fit into the cache, or no cache is known."""
-    from ..measure.peer_models import step_bytes
-    from ..variants import load
-
-    read, cache, step_ms = step_bytes(load(model).decoder), cache_bytes(), measured.figures.ms_per_step
-    return {
-        "model": model,
-        "figures": measured.figures.as_dict(),
-        "spread_s": list(measured.spread_s),
-        "load_s": measured.load_s,
-        "warm_up_s": measured.warm_up_s,
-        "step_bytes": read,
-        "gb_per_s": read / step_ms / 1e6 if cache is not None and read > cache else None,
-    }
+def _print_variants(found: Benched) -> None:
+    show.print_figures([(variant.model, variant.figures) for variant in found.variants])
+    for note in bench_report.notes(found):
+        print(note)
 
 
-def _bench_peers(options: argparse.Namespace) -> int:
-    setting, folder = _setting(options), _folder(options.output)
+def _bench_peers(options: argparse.Namespace, order: Measuring) -> int:
+    setting, folder = _peer_setting(options, order), order.folder
     with show.bar() as bar:
         found = measure_peers(setting, lambda row, stage, done, total: bar.show(f"{row}: {stage}", done, total))
     paths = [] if folder is None else write_report(found, folder)
@@ -103,27 +96,18 @@ def _bench_peers(options: argparse.Namespace) -> int:
     return 0
 
 
-def _setting(options: argparse.Namespace) -> Setting:
+def _peer_setting(options: argparse.Namespace, order: Measuring) -> PeerSetting:
     given = {
         "shape": options.shape,
         "layers": read_count("layers", options.layers),
         "student_layers": read_count("student layers", options.student_layers),
         "seconds": options.seconds,
-        "runs": read_count("runs", options.runs),
-        "threads": read_count("threads", options.threads),
-        "rows": None if options.rows is None else tuple(name.strip() for name in options.rows.split(",")),
+        "runs": order.runs,
+        "threads": order.threads,
+        "rows": None if options.rows is None else tuple(names(options.rows)),
     }
-    return Setting(seed=check_seed(options.seed), **{name: value for name, value in given.items() if value is not None})
-
-
-def _folder(text: str | None) -> Path | None:
-    """The folder of a report; ValueError for a file."""
-    if text is None:
-        return None
-    folder = Path(text).expanduser()
-    if folder.is_file():
-        raise ValueError(f"output must be a folder, got the file {text!r}")
-    return folder
+    given = {name: value for name, value in given.items() if value is not None}
+    return PeerSetting(seed=check_seed(options.seed), **given)
 
 
 def _print_peers(found: Peers) -> None:

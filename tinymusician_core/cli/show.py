@@ -71,32 +71,54 @@ def _megabytes(size_bytes: int | None) -> float | None:
     return None if size_bytes is None else size_bytes / 1e6
 
 
+FIGURES = (
+    ("first sound", "first_sound_ms", "{:,.0f}", " ms", 1.0),
+    ("per step", "ms_per_step", "{:.2f}", " ms", 1.0),
+    ("x real time", "x_realtime", "{:.2f}", "", 1.0),
+    ("total", "total_s", "{:.2f}", " s", 1.0),
+    ("peak memory", "peak_memory_bytes", "{:,.1f}", " MB", 1e-6),
+)
+
+
 def print_figures(rows: Sequence[tuple[str, Figures]]) -> None:
-    """A table of figures, one model a row."""
+    """A table of figures, one model a row; from several runs, the lowest and highest stand behind each median."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("model")
-    for name in ("first sound", "per step", "x real time", "total", "peak memory", "on disk"):
+    for name in (*(words[0] for words in FIGURES), "weights", "on disk"):
         table.add_column(name, justify="right")
     for name, figures in rows:
         table.add_row(
             escape(name),
-            shown(figures.first_sound_ms, "{:,.0f} ms"),
-            shown(figures.ms_per_step, "{:.2f} ms"),
-            shown(figures.x_realtime, "{:.2f}"),
-            shown(figures.total_s, "{:.2f} s"),
-            shown(_megabytes(figures.peak_memory_bytes), "{:,.1f} MB"),
+            *(_figure(figures, *words[1:]) for words in FIGURES),
+            shown(_megabytes(figures.weights_bytes), "{:,.1f} MB"),
             shown(_megabytes(figures.disk_bytes), "{:,.1f} MB"),
         )
     print_table(table)
     first = rows[0][1]
-    print(f"{first.device}, {first.threads} threads; median of {first.runs} run{'s' * (first.runs != 1)}")
+    runs = f"median of {first.runs} run{'s' * (first.runs != 1)}"
+    if (first.processes or 1) > 1:
+        runs += f" in {first.processes} processes"
+    if first.runs != 1:
+        runs += ", lowest and highest in brackets"
+    print(f"{first.device}, {first.threads} threads; {runs}")
+
+
+def _figure(figures: Figures, name: str, form: str, unit: str, scale: float) -> str:
+    value, spread = getattr(figures, name), getattr(figures.spread, name)
+    if value is None:
+        return shown(None, form)
+    text = form.format(value * scale) + unit
+    if spread is None or figures.runs == 1:
+        return text
+    low, high = (form.format(end * scale) for end in spread)
+    return f"{text} ({low}–{high})"
 
 
 def print_table(table: Table) -> None:
     """A table at its natural width where standard output is no terminal, so that nothing is cut off in a file."""
     console = Console(file=sys.stdout)
     if not console.is_terminal:
-        console = Console(file=sys.stdout, width=200)
+        console = Console(file=sys.stdout, width=240)
     console.print(table)
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 
-from ..records import Cancelled, Clip, Figures, Progress, SamplingSpec, Timing
+from ..records import Cancelled, Clip, Figures, Progress, SamplingSpec
 from ..worker import Loaded, OnAudio, OnProgress, Result, ShouldStop, Stopped, Worker
-from .timing import spread, summarise
+from .timing import Process, Run, figures_of
 
 WARM_UP_S = 1.0
 
@@ -22,31 +22,33 @@ class Measured:
     """A clip of the last run with the figures of all runs.
 
     `made_s` says how many seconds of the clip are new, which is all of it unless it goes on from a given sound;
-    `figures` holds medians; `timings` every run; `load_s` and `warm_up_s` what came before them (None: no warm-up).
+    `figures` holds medians and how far the runs lie apart; `process` every run.
     """
 
     clip: Clip
     made_s: float
     figures: Figures
-    timings: tuple[Timing, ...]
-    load_s: float
-    warm_up_s: float | None
-
-    @property
-    def spread_s(self) -> tuple[float, float]:
-        """Total seconds of the fastest and of the slowest run."""
-        return spread(self.timings)
+    process: Process
 
 
 class StoppedMeasuring(Cancelled):
     """Measuring ended because its caller said so, and something was made by then: `measured`.
 
-    It covers the runs that were whole, or where there was none the first one as far as it came, with a shorter clip.
+    It covers the runs that were whole, or where there was none the first one as far as it came, with a shorter clip;
+    `whole` says which.
     """
 
-    def __init__(self, message: str, measured: Measured):
+    def __init__(self, message: str, measured: Measured, whole: bool):
         super().__init__(message, measured.clip)
-        self.measured = measured
+        self.measured, self.whole = measured, whole
+
+
+class StoppedComparing(Cancelled):
+    """Comparing ended because its caller said so: `finished` has the variants of which at least one run was whole."""
+
+    def __init__(self, message: str, finished: Mapping[str, Measured]):
+        super().__init__(message)
+        self.finished = dict(finished)
 
 
 def check_runs(runs) -> int:
@@ -67,6 +69,7 @@ def measure(
     threads: int | None = None,
     on_audio: OnAudio | None = None,
     continue_from: str | os.PathLike | None = None,
+    device: str = "cpu",
 ) -> Measured:
     """Measure one variant in a fresh process.
 
@@ -81,6 +84,7 @@ def measure(
         threads: CPU threads; None leaves the choice to torch.
         on_audio: given the sound of the first run that counts while it is being made, as `Worker.generate` does.
         continue_from: a sound file that the music goes on from.
+        device: "cpu" or "cuda"; on a GPU the memory is what torch allocates there.
 
     Raises:
         ValueError, ModelError, WorkerDied: as `Worker` does.
@@ -89,7 +93,7 @@ def measure(
     """
     check_runs(runs)
     results, warm_up_s = [], None
-    with Worker(model, threads) as worker:
+    with Worker(model, threads, device) as worker:
         loaded = worker.start(on_progress, should_stop)
         if warm_up:
             warm_up_s = _warm_up(worker, prompt, spec, on_progress, should_stop, continue_from)
@@ -101,21 +105,14 @@ def measure(
             if not results and not isinstance(stopped, Stopped):
                 raise
             made = _measured(results or [stopped.result], loaded, warm_up_s)
-            raise StoppedMeasuring(str(stopped), made) from stopped
+            raise StoppedMeasuring(str(stopped), made, whole=bool(results)) from stopped
     return _measured(results, loaded, warm_up_s)
 
 
 def _measured(results: Sequence[Result], loaded: Loaded, warm_up_s: float | None) -> Measured:
-    last, timings = results[-1], tuple(result.clip.timing for result in results)
-    figures = Figures(
-        **summarise(timings, last.made_s),
-        peak_memory_bytes=last.peak_memory_bytes,
-        disk_bytes=loaded.disk_bytes,
-        threads=loaded.threads,
-        device=loaded.device,
-        runs=len(results),
-    )
-    return Measured(last.clip, last.made_s, figures, timings, loaded.load_s, warm_up_s)
+    runs = tuple(Run(result.clip.timing, result.made_s, result.peak_memory_bytes) for result in results)
+    process = Process(runs, loaded, warm_up_s)
+    return Measured(results[-1].clip, results[-1].made_s, figures_of([process]), process)
 
 
 def _warm_up(worker: Worker, prompt: str, spec: SamplingSpec, on_progress, should_stop, continue_from) -> float:
@@ -145,6 +142,7 @@ def compare(
     threads: int | None = None,
     on_audio: Callable[[str, np.ndarray, int], None] | None = None,
     continue_from: str | os.PathLike | None = None,
+    device: str = "cpu",
 ) -> list[Measured]:
     """Play the same prompt with several variants, one after the other, each in a process of its own.
 
@@ -152,7 +150,7 @@ def compare(
         prompt: what to play.
         models: names, folders or hub ids, at least one and each once.
         spec: how to draw; the defaults of `SamplingSpec` where None.
-        runs, warm_up, should_stop, threads, continue_from: as `measure` takes them.
+        runs, warm_up, should_stop, threads, continue_from, device: as `measure` takes them.
         on_progress: told the model and its progress.
         on_audio: given the model, a chunk of its first run that counts, and its rate, while it is being made.
 
@@ -161,21 +159,29 @@ def compare(
 
     Raises:
         ValueError: no model, one twice, or one that is not known, before any plays; and what `measure` raises.
+        StoppedComparing: `should_stop` said so; it has the variants that were played to the end by then.
     """
-    if isinstance(models, str) or not models or len(set(models)) != len(models):
-        raise ValueError(f"models must be a list of at least one name, each once, got {models!r}")
+    check_models(models)
+    spec = SamplingSpec() if spec is None else spec
+    finished: dict[str, Measured] = {}
+    for model in models:
+        report = None if on_progress is None else partial(on_progress, model)
+        hear = None if on_audio is None else partial(on_audio, model)
+        order = (model, prompt, spec, runs, warm_up, report, should_stop, threads, hear, continue_from, device)
+        try:
+            finished[model] = measure(*order)
+        except Cancelled as stopped:
+            if isinstance(stopped, StoppedMeasuring) and stopped.whole:
+                finished[model] = stopped.measured
+            raise StoppedComparing(f"stopped while {model} was playing", finished) from stopped
+    return list(finished.values())
+
+
+def check_models(models: Sequence[str]) -> None:
+    """ValueError, or ModelError, unless these are models that can be had, at least one and each once."""
     from ..variants import resolve
 
-    spec = SamplingSpec() if spec is None else spec
+    if isinstance(models, str) or not models or len(set(models)) != len(models):
+        raise ValueError(f"models must be a list of at least one name, each once, got {models!r}")
     for model in models:
         resolve(model)
-    measured = []
-    for model in models:
-
-        def report(progress: Progress, model: str = model) -> None:
-            if on_progress is not None:
-                on_progress(model, progress)
-
-        hear = None if on_audio is None else partial(on_audio, model)
-        measured.append(measure(model, prompt, spec, runs, warm_up, report, should_stop, threads, hear, continue_from))
-    return measured

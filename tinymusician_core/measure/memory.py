@@ -1,7 +1,8 @@
-"""Peak memory of this process above an idle moment.
+"""Peak memory: of this process above an idle moment, or what torch allocates on a GPU.
 
 On Linux the kernel keeps the high-water mark of the resident set (`VmHWM`), and writing 5 to `/proc/self/clear_refs`
 starts it anew (proc(5)), so that nothing that came before counts. Elsewhere a thread samples the resident set.
+On a GPU it is torch's own high-water mark that counts.
 """
 
 from __future__ import annotations
@@ -59,12 +60,12 @@ class PeakMemory:
         if not self._kernel and self._idle is not None:
             threading.Thread(target=self._sample, daemon=True).start()
 
-    def forget_peak(self) -> None:
-        """Let the highest resident set count from now on, with free memory handed back first; idle stays what it was.
-
-        So that what making a model took for a moment does not count as what it holds.
-        """
+    def trim(self) -> None:
+        """Hand free memory back, so that what making a model took for a moment does not count as what it holds."""
         _give_back_free_memory()
+
+    def restart(self) -> None:
+        """Let the highest resident set count from now on; idle stays what it was."""
         if self._kernel:
             _restart_high_water_mark()
         else:
@@ -87,3 +88,26 @@ class PeakMemory:
             return None
         highest = _status_bytes("VmHWM") if self._kernel else max(self._highest, self._resident() or 0)
         return max(0, highest - self._idle)
+
+
+class DeviceMemory:
+    """What `PeakMemory` tells, of the memory that torch allocates on a GPU: nothing is, when nothing is loaded."""
+
+    def __init__(self, device: str):
+        from torch import cuda
+
+        self._cuda, self._device = cuda, device
+        self.restart()
+
+    def trim(self) -> None:
+        """Hand cached memory that nothing uses back to the GPU."""
+        gc.collect()
+        self._cuda.empty_cache()
+
+    def restart(self) -> None:
+        """Let the most that is allocated count from now on."""
+        self._cuda.reset_peak_memory_stats(self._device)
+
+    def peak_bytes(self) -> int:
+        """The most bytes that were allocated at once (torch.cuda.max_memory_allocated)."""
+        return self._cuda.max_memory_allocated(self._device)

@@ -23,12 +23,12 @@ from ..records import Progress, SamplingSpec, Timing
 from ..stored import quiet_transformers, take_projection
 from ..text import EXAMPLE, TextEncoder
 from .peers import Shape
+from .weights import step_bytes
 
 CODEBOOKS, VOCABULARY, FRAME_RATE_HZ = 4, 32128, 50
 CFG, TOP_K = 3.0, 250
 # A prompt's tokens as T5 has them, with </s> at the end. No tokenizer is needed, and what they say does not matter.
 PROMPT = (3, 9, 4447, 8355, 30872, 16, 350, 779, 28, 3, 7, 1)
-WEIGHTS = ("qkv", "out", "cross_q", "cross_out", "fc1", "fc2")
 OnStep = Callable[[int], None]
 
 
@@ -92,17 +92,6 @@ def make_musicgen(shape: Shape, layers: int, seed: int) -> nn.Module:
 def steps_in(seconds: float) -> int:
     """Steps of the language model for so much music: the delay pattern adds three."""
     return round(seconds * FRAME_RATE_HZ) + CODEBOOKS - 1
-
-
-def step_bytes(decoder: Decoder) -> int:
-    """Bytes of the weights that a step of our decoder reads, as they are stored."""
-    modules = [getattr(layer, name) for layer in decoder.layers for name in WEIGHTS if hasattr(layer, name)]
-    return sum(_bytes(module) for module in [*modules, decoder.heads])
-
-
-def _bytes(module: nn.Module) -> int:
-    tensors = module.stored().values() if hasattr(module, "stored") else module.parameters()
-    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _config(model: nn.Module) -> DecoderConfig:

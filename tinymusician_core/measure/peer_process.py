@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib import metadata
-from pathlib import Path
 
 from ..worker_process import import_everything, touch_kernels
 from .bandwidth import cache_bytes, read_bandwidth
 from .bench import WARM_UP_S
+from .machine import describe
 from .memory import PeakMemory
 from .peers import SHAPES
+from .timing import Run
 
 REPORT_EVERY_S = 0.2
 Tell = Callable[[str, int, int | None], None]
@@ -48,20 +47,19 @@ def measure_row(order: dict, tell: Tell) -> dict:
     memory = PeakMemory()
     tell("building", 0, None)
     peer = engines[row["engine"]](make_musicgen(SHAPES[order["shape"]], order["layers"], seed), row["scheme"])
-    memory.forget_peak()
+    memory.trim()
 
-    def play(stage: str, seconds: float):
+    def play(stage: str, seconds: float) -> Run:
         steps = steps_in(seconds)
-        return peer.play(seconds, seed, lambda step: tell(stage, min(step, steps), steps))
+        memory.restart()
+        timing, made_s = peer.play(seconds, seed, lambda step: tell(stage, min(step, steps), steps))
+        return Run(timing, made_s, memory.peak_bytes())
 
     play("warming up", min(WARM_UP_S, order["seconds"]))
-    played = [play(f"composing {run + 1} of {order['runs']}", order["seconds"]) for run in range(order["runs"])]
-    peak = memory.peak_bytes()
+    runs = [play(f"composing {run + 1} of {order['runs']}", order["seconds"]) for run in range(order["runs"])]
     tell("comparing tokens", 0, None)
     return {
-        "timings": [asdict(timing) for timing, _ in played],
-        "audio_s": played[-1][1],
-        "peak_memory_bytes": peak,
+        "runs": [asdict(run) for run in runs],
         "step_bytes": peer.step_bytes,
         "threads": torch.get_num_threads(),
         "tokens": peer.greedy(order["frames"]).tolist() if row["scheme"] == "fp32" else None,
@@ -70,36 +68,7 @@ def measure_row(order: dict, tell: Tell) -> dict:
 
 def measure_machine() -> dict:
     """The bandwidth of the memory, the largest cache, and what machine and programs these are."""
-    import torch
-
-    versions = {}
-    for name in ("torch", "transformers", "audiocraft"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    machine = {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        **versions,
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-    }
-    return {"bandwidth": read_bandwidth(), "cache_bytes": cache_bytes(), "machine": machine}
-
-
-def cpu_name() -> str:
-    """What the processor calls itself, where the system tells; otherwise its kind, such as arm64."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return {"bandwidth": read_bandwidth(), "cache_bytes": cache_bytes(), "machine": describe()}
 
 
 def main() -> None:

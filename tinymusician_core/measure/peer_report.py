@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from ..files import whole_file
+from .machine import notes as machine_notes
 from .peers import GREEDY_FRAMES, REFERENCE, Peer, Peers
+from .report import NOTHING, cell, document, table, write_files
 
-NOTHING = "–"
 COLUMNS = (
     "",
     "ms a step",
@@ -24,7 +23,8 @@ COLUMNS = (
 )
 EXPLANATION = f"""
 - Every row plays the same random weights, prompt tokens and seed with guidance 3 and top-k 250, in a fresh process of
-  its own, one row at a time, after a warm-up that does not count. Figures are the median of the runs.
+  its own, one row at a time, after a warm-up that does not count. Figures are medians of the
+  runs, and where there were several the lowest and highest time of a step stand beside it.
 - ms a step: all of the language model's time over its steps, drawing the tokens included. A step makes one column of
   four codebooks.
 - x real time: seconds of sound over the whole time, text, language model and codec. Codec ms a s: decoding alone, for
@@ -43,36 +43,30 @@ EXPLANATION = f"""
 def cells(peer: Peer) -> list[str]:
     """A row of the table, as `COLUMNS` names it."""
     figures, layers = peer.figures, f"{peer.layers} layer{'s' * (peer.layers != 1)}"
-    peak = figures.peak_memory_bytes
+    peak, several = figures.peak_memory_bytes, (figures.runs or 0) > 1
     same = {None: NOTHING, True: "yes", False: "NO"}[peer.same_tokens]
     return [
         f"{peer.row.name} ({layers})",
-        _cell(figures.ms_per_step, "{:.1f}"),
-        _cell(peer.x_reference, "{:.2f}"),
-        _cell(figures.x_realtime, "{:.3f}"),
-        _cell(peer.codec_ms_per_s, "{:.0f}"),
-        _cell(figures.first_sound_ms, "{:,.0f}"),
-        _cell(None if peak is None else peak / 1e6, "{:,.0f}"),
-        _cell(None if peer.step_bytes is None else peer.step_bytes / 1e6, "{:,.1f}"),
-        _cell(peer.gb_per_s, "{:.1f}"),
-        _cell(peer.bandwidth_share, "{:.0%}"),
+        cell(figures.ms_per_step, "{:.1f}", figures.spread.ms_per_step if several else None),
+        cell(peer.x_reference, "{:.2f}"),
+        cell(figures.x_realtime, "{:.3f}"),
+        cell(peer.codec_ms_per_s, "{:.0f}"),
+        cell(figures.first_sound_ms, "{:,.0f}"),
+        cell(None if peak is None else peak / 1e6, "{:,.0f}"),
+        cell(None if peer.step_bytes is None else peer.step_bytes / 1e6, "{:,.1f}"),
+        cell(peer.gb_per_s, "{:.1f}"),
+        cell(peer.bandwidth_share, "{:.0%}"),
         same,
     ]
 
 
-def _cell(value: float | None, form: str) -> str:
-    return NOTHING if value is None else form.format(value)
-
-
 def notes(found: Peers) -> list[str]:
     """What the table does not say: the machine, its bandwidth, and what was skipped."""
-    machine, setting = found.machine, found.setting
-    versions = (f"{name} {machine[name]}" for name in ("torch", "transformers", "audiocraft") if machine[name])
+    setting = found.setting
     lines = [
         f"MusicGen in the shape {setting.shape}; {setting.seconds:g} s of music, "
-        f"{setting.runs} run{'s' * (setting.runs != 1)} a row, seed {setting.seed}, {machine['date']}",
-        f"{machine['cpu']} ({machine['instructions']}), {machine['threads']} threads on {machine['cores']} cores; "
-        f"Python {machine['python']}, {', '.join(versions)}; OMP_WAIT_POLICY={machine['omp_wait_policy']} in every row",
+        f"{setting.runs} run{'s' * (setting.runs != 1)} a row, seed {setting.seed}",
+        *machine_notes(found.machine),
         f"memory bandwidth: {found.bandwidth / 1e9:.1f} GB/s",
     ]
     return lines + [f"{peer.row.name}: not measured. {peer.skipped}" for peer in found.peers if peer.skipped]
@@ -80,18 +74,10 @@ def notes(found: Peers) -> list[str]:
 
 def markdown(found: Peers) -> str:
     """The report as Markdown."""
-    table = [COLUMNS, ["---", *["---:"] * (len(COLUMNS) - 1)], *map(cells, found.peers)]
-    lines = ["# MusicGen on a CPU: programs side by side", ""]
-    lines += [f"- {note}" for note in notes(found)]
-    lines += ["", *(f"| {' | '.join(row)} |" for row in table), "", "How it was measured:"]
-    return "\n".join(lines) + "\n" + EXPLANATION
+    rows = table(COLUMNS, [cells(peer) for peer in found.peers])
+    return document("MusicGen on a CPU: programs side by side", notes(found), rows, "How it was measured:", EXPLANATION)
 
 
 def write_report(found: Peers, folder: Path) -> list[Path]:
     """Write report.json and report.md into a folder, which is made where there is none; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {"report.json": json.dumps(found.as_dict(), indent=1, allow_nan=False) + "\n", "report.md": markdown(found)}
-    for name, text in texts.items():
-        with whole_file(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8")
-    return [folder / name for name in texts]
+    return write_files(folder, {"report.json": found.as_dict(), "report.md": markdown(found)})

@@ -14,12 +14,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import median
 
-from ..records import Figures, SamplingSpec, Timing
+from ..records import Figures, SamplingSpec
 from ..worker import child_environment
 from .bench import check_runs
-from .timing import summarise
+from .timing import runs_from, summarise
 
 REFERENCE = "transformers fp32"
 GREEDY_FRAMES = 8
@@ -158,7 +157,8 @@ class Peer:
     def as_dict(self) -> dict:
         """An entry of `variants` in the JSON contract."""
         more = asdict(self)
-        row, figures = more.pop("row"), more.pop("figures")
+        row, figures = more.pop("row"), self.figures.as_dict()
+        more["spread"] = more.pop("figures")["spread"]
         more[f"x_{REFERENCE.replace(' ', '_')}"] = more.pop("x_reference")
         return {"model": row["name"], "engine": row["engine"], "scheme": row["scheme"], "figures": figures, **more}
 
@@ -217,14 +217,8 @@ def _peer(row: Row, setting: Setting, found: dict, reference: dict | None, bandw
     layers = _layers(row, setting)
     if "skipped" in found:
         return Peer(row, layers, skipped=found["skipped"])
-    timings = [Timing(**timing) for timing in found["timings"]]
-    figures = Figures(
-        **summarise(timings, found["audio_s"]),
-        peak_memory_bytes=found["peak_memory_bytes"],
-        threads=found["threads"],
-        device="cpu",
-        runs=len(timings),
-    )
+    runs = runs_from(found["runs"])
+    figures = Figures(**summarise(runs), threads=found["threads"], device="cpu", processes=1)
     per_s = found["step_bytes"] / (figures.ms_per_step / 1000)
     from_memory = cache is None or found["step_bytes"] > cache
     compared = row.scheme == "fp32" and not row.student and reference is not None and row.name != REFERENCE
@@ -232,7 +226,7 @@ def _peer(row: Row, setting: Setting, found: dict, reference: dict | None, bandw
         row,
         layers,
         figures,
-        codec_ms_per_s=figures.stages_ms["codec"] / found["audio_s"],
+        codec_ms_per_s=figures.stages_ms["codec"] / runs[-1].made_s,
         step_bytes=found["step_bytes"],
         gb_per_s=per_s / 1e9,
         bandwidth_share=per_s / bandwidth if from_memory else None,
@@ -242,7 +236,7 @@ def _peer(row: Row, setting: Setting, found: dict, reference: dict | None, bandw
 
 
 def _step_ms(found: dict) -> float:
-    return median(Timing(**timing).ms_per_step for timing in found["timings"])
+    return summarise(runs_from(found["runs"]))["ms_per_step"]
 
 
 def _ask(name: str, order: dict, threads: int | None, tell: OnStage) -> dict:

@@ -1,0 +1,63 @@
+"""What machine this is, and the versions of what computes on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "transformers", "audiocraft")
+
+
+def describe(threads: int | None = None) -> dict:
+    """Processor, cores, threads, torch's vector instructions, GPU, system, versions, and the date, ready for JSON.
+
+    A package that is not installed has None as its version; gpu is None where torch finds none.
+
+    Args:
+        threads: CPU threads of what is measured; None where torch decides.
+    """
+    import torch
+
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": threads or torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    """What the processor calls itself, where the system tells; otherwise its kind, such as arm64."""
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def notes(machine: dict) -> list[str]:
+    """The machine in two lines of a report."""
+    versions = ", ".join(f"{name} {machine[name]}" for name in PACKAGES if machine[name])
+    gpu = f"; {machine['gpu']}" if machine["gpu"] else ""
+    return [
+        f"{machine['cpu']} ({machine['instructions']}), {machine['threads']} threads on {machine['cores']} cores"
+        f"{gpu}; {machine['system']}, {machine['date']}",
+        f"Python {machine['python']}, {versions}; OMP_WAIT_POLICY={machine['omp_wait_policy']}",
+    ]
