@@ -13,8 +13,8 @@ with Student's t for n - 1. What bias half as many clips bring moves all halves 
 
 What it covers was simulated (`tests/test_bootstrap.py` does it again, smaller): 92 to 99% of the 95% intervals for
 means, shares, ratios of means, and extrapolated FAD and KAD between sets that differ held the truth. Where two sets
-come from one source, KAD and FAD vary as 1/n instead of 1/sqrt(n), and the interval is up to 1.8 times as wide as need
-be: it errs on the side of "cannot tell".
+come from one source, KAD and FAD vary as 1/n instead of 1/sqrt(n), and the interval is up to twice as wide as need be:
+it errs on the side of "cannot tell".
 A figure that is biased stays so: the interval of a plain FAD is one for FAD at this number of clips.
 """
 
