@@ -3,6 +3,7 @@ stage."""
 
 import shutil
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from tinymusician_core.pretrain.pieces import audio_path
 from tinymusician_core.pretrain.quantizer import MovingCodebook
 from tinymusician_core.pretrain.render import events_of, level, render_batch, write_midi
 from tinymusician_core.pretrain.scores import parse_file, split_abc, style_of
-from tinymusician_core.pretrain.teacher import TeacherConfig, TeacherTraining
+from tinymusician_core.pretrain.teacher import TeacherConfig, TeacherTraining, begin, carry_over
 from tinymusician_core.pretrain.vocabulary import build_tokenizer
+from tinymusician_core.training import Trainer, TrainSettings
 
 ABC = """X:1
 T:The Test Waltz
@@ -110,7 +112,53 @@ def test_captions_vary_say_only_what_is_true_and_repeat_for_a_seed(pieces):
         assert all(any(name in line for name in domain.PLAYED_BY[facts.instrument]) for line in lines)
         wrong = {"major", "minor"} - {facts.mode}
         assert not any(wrong & set(line.replace(",", "").split()) for line in lines)
-        assert facts.texture == "solo" or not any("unaccompanied" in line for line in lines)
+        alone = ("solo", "unaccompanied", "alone", "by itself")
+        assert facts.texture == "solo" or not any(word in line for line in lines for word in alone)
+
+
+def phrases_of(table):
+    """Phrase -> the classes that it may stand for."""
+    found = {}
+    for name, phrases in table.items():
+        for phrase in phrases:
+            found.setdefault(phrase, set()).add(name)
+    return found
+
+
+def asked_by(line, known):
+    """What the longest phrases of a caption stand for, the words of each used once."""
+    left, found = f" {line.replace(',', ' ').replace(':', ' ')} ".replace("  ", " "), []
+    for phrase in sorted(known, key=len, reverse=True):
+        while f" {phrase} " in left:
+            left = left.replace(f" {phrase} ", " | ", 1)
+            found.append(known[phrase])
+    return found
+
+
+def reading():
+    """Phrase -> what it asks for: attribute -> classes. General names ask for nothing, "song" among them."""
+    known = {}
+    for what, table in (("tempo", domain.TEMPO), ("tempo", domain.PACE), ("style", domain.KIND), ("mode", domain.MODE)):
+        for phrase, names in phrases_of(table).items():
+            known.setdefault(phrase, {})[what] = names
+    for (tempo, mode), phrases in domain.MOOD.items():
+        for phrase in phrases:
+            asks = known.setdefault(phrase, {})
+            asks["tempo"] = asks.get("tempo", set()) | {tempo}
+            asks["mode"] = asks.get("mode", set()) | {mode}
+    return known | {
+        phrase: {} for table in (domain.GENERIC, domain.BACKGROUND, *domain.USE.values()) for phrase in table
+    }
+
+
+def test_no_phrase_of_a_caption_contradicts_the_facts(pieces):
+    """Read by the longest phrase, as a parser of prompts does, tempo, mode and style are never another class's."""
+    known, classes = reading(), list(product(domain.STYLES, domain.TEMPI, domain.MODES))
+    for number, (style, tempo, mode) in enumerate(classes):
+        facts = replace(pieces[number % len(pieces)].facts, style=style, tempo=tempo, mode=mode)
+        for line in captioning.captions(facts, f"{number}", 40):
+            for what, names in (pair for asks in asked_by(line, known) for pair in asks.items()):
+                assert getattr(facts, what) in names, (line, what, names)
 
 
 def test_midi_is_in_milliseconds_and_every_note_ends(pieces):
@@ -264,3 +312,51 @@ def test_a_dropped_caption_is_zero_states(tokenizer):
     states, mask = TeacherTraining(sizes, tokenizer).text_states(["a calm piano waltz", "piano"], torch.Generator())
     assert not states.any()
     assert mask.all()
+
+
+def small_teacher(tokenizer, **changes):
+    sizes = {"width": 32, "layers": 1, "heads": 2, "ffn": 48, "codebook_size": 16, "text_width": 16, "text_layers": 1}
+    return TeacherTraining(TeacherConfig(**sizes | changes), tokenizer)
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """The folder of a teacher that knows few words, after a step of training."""
+    model = small_teacher(build_tokenizer(["a calm piano waltz"]))
+    settings = TrainSettings(learning_rate=0.01, steps=1, bf16=False, ema=0.9)
+    codes = torch.arange(12).repeat(1, 4, 1)
+    trainer = Trainer(model, settings, tmp_path / "earlier")
+    trainer.run(lambda rng, _: model(codes, ["a calm piano waltz"], rng))
+    model.tokenizer.save_pretrained(tmp_path / "earlier" / "tokenizer")
+    model.load_state_dict(trainer.average)
+    return tmp_path / "earlier", model.eval()
+
+
+def test_a_teacher_starts_from_an_earlier_one_that_knew_fewer_words(earlier):
+    folder, before = earlier
+    after = small_teacher(build_tokenizer(["a calm banjo waltz", "piano", "allegro"])).eval()
+    assert carry_over(after, folder) == 2
+    codes = torch.arange(12).repeat(2, 4, 1)
+    captions = ["a calm piano waltz", "piano a"]
+    with torch.no_grad():
+        assert torch.equal(before(codes, captions, None)["loss"], after(codes, captions, None)["loss"])
+        assert not torch.equal(
+            after.text_states(["a calm banjo"], None)[0], after.text_states(["a calm allegro"], None)[0]
+        )
+
+
+def test_a_teacher_cannot_start_from_nothing_or_from_another_size(earlier, tmp_path):
+    folder, before = earlier
+    with pytest.raises(ValueError, match="holds no teacher to start from"):
+        carry_over(small_teacher(before.tokenizer), tmp_path)
+    with pytest.raises(ValueError, match="has other sizes than this one: "):
+        carry_over(small_teacher(before.tokenizer, ffn=64), folder)
+    with pytest.raises(ValueError, match="has other sizes than this one: more weights"):
+        carry_over(small_teacher(before.tokenizer, text_layers=0), folder)
+
+
+def test_a_teacher_goes_on_with_its_own_words_only(earlier):
+    folder, before = earlier
+    begin(before, folder, None)
+    with pytest.raises(ValueError, match="other words than the teacher in .* was begun with"):
+        begin(small_teacher(build_tokenizer(["a lively polka"])), folder, None)

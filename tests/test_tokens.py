@@ -33,6 +33,16 @@ def test_windows_start_on_bars_and_carry_their_own_captions(folder):
     assert {"one", "uno", "two"} == set(captions)
 
 
+def test_windows_are_of_clips_that_are_long_enough_if_there_are_any(folder):
+    data, rng = TokenDataset(folder, "train"), torch.Generator().manual_seed(0)
+    codes, captions = data.batch(rng, 32, 30)
+    assert not (codes == -1).any()
+    assert set(captions) == {"one", "uno"}
+    codes, captions = data.batch(rng, 32, 50)
+    assert set((codes[:, 0] == -1).sum(1).tolist()) == {10, 25}
+    assert set(captions) == {"one", "uno", "two"}
+
+
 def test_a_short_clip_is_filled_with_minus_one(folder):
     window = TokenDataset(folder, "train").window(1, 30, torch.Generator())
     assert window.shape == (4, 30)

@@ -1,8 +1,9 @@
 """What the demo family knows: the classes of its music, and the phrases by which captions name them.
 
 `PLAYED_BY`, `TEMPO`, `MOOD` and `KIND` map a class to its phrases, the usual ones several times, as captions draw from
-them at random. A phrase that stands under several classes names none of them for sure. The family that is shipped may
-have been trained on fewer classes than these.
+them at random. A phrase that stands under several classes names none of them for sure; nor does one that is in GENERIC
+too ("song"). Read by its longest phrases, no caption contradicts the piece. The family that is shipped may have been
+trained on fewer classes than these.
 """
 
 from __future__ import annotations

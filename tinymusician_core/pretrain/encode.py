@@ -47,9 +47,15 @@ def record_of(piece: Piece) -> dict:
 
 
 def merge(work: Path, folder: Path, pieces: Sequence[Piece]) -> None:
-    """Write `work/tokens` from the codes of every piece."""
+    """Write `work/tokens` from the codes of every piece.
+
+    Raises:
+        ValueError: a split without pieces.
+    """
     for split in SPLITS:
         chosen = [p for p in pieces if p.split == split]
+        if not chosen:
+            raise ValueError(f"there are no pieces for {split} among {len(pieces)}; plan more hours")
         clips = [torch.from_numpy(np.load(folder / f"{p.id}.npy")) for p in chosen]
         write_tokens(work / "tokens", split, clips, [record_of(p) for p in chosen])
         print(f"tokens: {len(chosen)} pieces for {split}", flush=True)
