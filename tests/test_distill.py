@@ -189,15 +189,22 @@ def test_bad_teachers_tokens_and_folders_are_named(family, tokens, tmp_path):
 def test_the_text_encoder_stays_frozen_and_captions_are_left_out(tiny_family, tokens):
     teacher = read_teacher(tiny_family / "teacher")
     common = (teacher.text_encoder, teacher.delays, teacher.start, 20)
-    batch = Batches(tokens, "train", *common, 0.5).draw(torch.Generator().manual_seed(0), 64)
+    batches = Batches(tokens, "train", *common, 0.5)
+    drawn = batches.draw(torch.Generator().manual_seed(0), 64)
+    batch = batches.batch(drawn)
+    states = batch.states(teacher.text_encoder.projection)
     assert batch.inputs.shape == batch.targets.shape == batch.valid.shape == (64, 4, 23)
-    empty = (batch.states == 0).flatten(1).all(dim=1)
+    empty = (states == 0).flatten(1).all(dim=1)
+    assert torch.equal(empty, drawn.left_out)
     assert 16 < int(empty.sum()) < 48
     assert (batch.mask[empty] == 1).all()
-    assert not batch.states.requires_grad
-    assert not batch.states.is_inference()
-    full = Batches(tokens, "train", *common, 0.0).draw(torch.Generator().manual_seed(0), 64)
-    assert not (full.states == 0).flatten(1).all(dim=1).any()
+    assert not states.requires_grad
+    assert not states.is_inference()
+    wanted, mask = teacher.text_encoder.encode([drawn.captions[i] for i in range(64) if not empty[i]])
+    torch.testing.assert_close(states[~empty], wanted)
+    assert torch.equal(batch.mask[~empty], mask)
+    batches.dropout = 0.0
+    assert not batches.draw(torch.Generator().manual_seed(0), 64).left_out.any()
 
 
 def test_a_spec_is_frozen():

@@ -7,7 +7,7 @@ from transformers import MusicgenForCausalLM
 import tinymusician_core as tm
 from tinymusician_core.distill.data import delayed
 from tinymusician_core.distill.source import read_teacher
-from tinymusician_core.distill.student import check_copies, logits, make_student, spaced
+from tinymusician_core.distill.student import Shape, check_copies, logits, make_student, spaced
 from tinymusician_core.records import ModelError
 
 
@@ -18,6 +18,13 @@ def teacher(tiny_family):
 
 def tokens(seed=0, shape=(2, 4, 7)) -> torch.Tensor:
     return torch.randint(0, 64, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def made(teacher, layers):
+    """A student's decoder and which layers it has."""
+    student = make_student(teacher, Shape(layers))
+    assert student.projection is None
+    return student.decoder, student.chosen
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,7 @@ def test_impossible_layers_are_named(layers):
 
 
 def test_a_student_has_the_teachers_weights_and_fewer_layers(teacher):
-    student, chosen = make_student(teacher.decoder, 2)
+    student, chosen = made(teacher.decoder, 2)
     assert chosen == (0, 3)
     ours, theirs = student.model.decoder, teacher.decoder.model.decoder
     assert len(ours.layers) == student.config.num_hidden_layers == 2
@@ -60,7 +67,7 @@ def test_a_student_has_the_teachers_weights_and_fewer_layers(teacher):
 
 
 def test_a_student_of_all_layers_is_the_teacher(teacher):
-    student, _ = make_student(teacher.decoder, 4)
+    student, _ = made(teacher.decoder, 4)
     states, mask = torch.randn(2, 3, 32), torch.ones(2, 3)
     with torch.no_grad():
         wanted = logits(teacher.decoder, tokens(), states, mask)
@@ -68,7 +75,7 @@ def test_a_student_of_all_layers_is_the_teacher(teacher):
 
 
 def test_the_self_check_finds_a_layer_that_is_no_copy(teacher):
-    student, chosen = make_student(teacher.decoder, 2)
+    student, chosen = made(teacher.decoder, 2)
     check_copies(teacher.decoder, student, chosen)
     with torch.no_grad():
         student.model.decoder.layers[1].fc1.weight.mul_(1.01)
@@ -79,7 +86,7 @@ def test_the_self_check_finds_a_layer_that_is_no_copy(teacher):
 def test_dropout_is_off_in_a_student(teacher):
     loose = copy.deepcopy(teacher.decoder.config)
     loose.dropout = loose.attention_dropout = loose.layerdrop = 0.5
-    student, _ = make_student(MusicgenForCausalLM(loose), 2)
+    student, _ = made(MusicgenForCausalLM(loose), 2)
     states, mask = torch.randn(1, 3, 32), torch.ones(1, 3)
     assert torch.equal(logits(student, tokens(), states, mask), logits(student, tokens(), states, mask))
 

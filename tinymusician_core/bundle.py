@@ -23,12 +23,13 @@ from .audiocraft_format import LM_FILE
 from .engine.decoder import DecoderConfig
 from .engine.weights import from_musicgen
 from .files import check_safetensors, combined_hash, first_line, reading, sha256_of, verify_files, whole_file
-from .records import ModelError
+from .records import ModelError, check_cfg
 from .stored import check_complete, quiet_transformers, take_projection
 from .text import TextEncoder
 
 FORMATS = ("musicgen", "musicgen_melody", "tinymusician", "tinymusician-quantized")
 WINDOW_S = 30.0  # what MusicGen was trained on, arXiv 2306.05284
+GUIDANCE = "distilled_guidance"  # in config.json: the scale that a model has built in
 TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 CODEC_FILES = ("config.json", "decoder.safetensors")
 
@@ -38,10 +39,11 @@ class Parts:
     """A model read from disk: what the pipeline is made of.
 
     `files` is everything that generating reads, `hash` the first 16 digits of a sha256 over all of it, `window_s` the
-    seconds of music that the language model can see at once: as long as those that it was trained on.
+    seconds of music that the language model can see at once: as long as those that it was trained on. `guidance` is the
+    scale that a guidance-distilled model has built in: it needs one pass where others need two.
 
     Raises:
-        ModelError: `window_s` is no number above 0.
+        ModelError: `window_s` is no number above 0, or `guidance` no scale.
     """
 
     name: str
@@ -51,8 +53,14 @@ class Parts:
     files: tuple[Path, ...]
     hash: str
     window_s: float = WINDOW_S
+    guidance: float | None = None
 
     def __post_init__(self) -> None:
+        if self.guidance is not None:
+            try:
+                check_cfg(self.guidance)
+            except ValueError as error:
+                raise ModelError(f"the model {self.name} has a guidance of {self.guidance!r}: {error}") from error
         if not _is_window(self.window_s):
             raise ModelError(f"the model {self.name} has a window_s of {self.window_s!r}; a number above 0 is allowed")
 
@@ -156,7 +164,8 @@ def load_family(folder: Path, config: Mapping) -> Parts:
     hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
     codec = load_codec(codec_folder)
     window_s = config.get("window_s", WINDOW_S)
-    return Parts(name, decoder, text_encoder, codec, tuple(read), combined_hash(hashes), window_s)
+    scale = config.get(GUIDANCE)
+    return Parts(name, decoder, text_encoder, codec, tuple(read), combined_hash(hashes), window_s, scale)
 
 
 def save_family(
@@ -168,6 +177,7 @@ def save_family(
     codec: str = "../codec",
     dtype: torch.dtype = torch.float16,
     window_s: float = WINDOW_S,
+    guidance: float | None = None,
 ) -> Path:
     """Write a "tinymusician" folder beside a text encoder and a codec that are there already.
 
@@ -185,6 +195,7 @@ def save_family(
         codec: the codec's folder, relative to `folder`.
         dtype: what the weights are stored in; they run in float32.
         window_s: the longest windows that the language model was trained on, in seconds.
+        guidance: the scale that the language model has built in, where it has one.
 
     Returns:
         The folder. config.json comes last, so that a folder that was cut off in the middle is no model.
@@ -208,6 +219,7 @@ def save_family(
         "text": text,
         "codec": codec,
         "window_s": window_s,
+        **({} if guidance is None else {GUIDANCE: guidance}),
         "files": {file: sha256_of(folder / file) for file in names},
     }
     with whole_file(folder / "config.json") as path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .bundle import Parts
+from .bundle import GUIDANCE, WINDOW_S, Parts
 from .engine.decoder import DecoderConfig
 from .engine.weights import from_musicgen
 from .files import reading
@@ -58,7 +58,8 @@ def load_musicgen(folder: Path) -> Parts:
         codec = EncodecCodec(codec, shape.audio_channels).eval()
         check_all_used(weights, folder)
     read = (folder / "config.json", *files, *tokens)
-    return Parts(folder.resolve().name, decoder, text_encoder, codec, read, combined_identity(read))
+    scale = getattr(config, GUIDANCE, None)
+    return Parts(folder.resolve().name, decoder, text_encoder, codec, read, combined_identity(read), WINDOW_S, scale)
 
 
 def _part(kind: str, config, state: dict[str, Tensor], folder: Path) -> nn.Module:

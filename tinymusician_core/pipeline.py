@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ class Pipeline:
         window_s: seconds of music that the language model can see at once.
         modules: "decoder", "text_encoder" and "codec"; a quantization plan names what lies under them.
         window_frames: frames that the language model sees at once; longer music goes on from the end of a window.
+        guidance: the scale that a guidance-distilled model has built in; None where guidance is a second pass.
     """
 
     def __init__(self, parts: Parts, name: str | None = None, device: str | torch.device = "cpu"):
@@ -36,6 +38,7 @@ class Pipeline:
         self.hash = parts.hash
         self.files = tuple(Path(file) for file in parts.files)
         self.window_s = float(parts.window_s)
+        self.guidance = parts.guidance
         self.device = torch.device(device)
         modules = {"decoder": parts.decoder, "text_encoder": parts.text_encoder, "codec": parts.codec}
         self._check_fit(parts)
@@ -78,6 +81,21 @@ class Pipeline:
     def frame_rate_hz(self) -> float:
         return self.codec.frame_rate_hz
 
+    def engine_spec(self, spec: SamplingSpec) -> SamplingSpec:
+        """The spec that the engine is run with: guidance that is built in takes no second pass.
+
+        Raises:
+            ValueError: the model has guidance of another scale built in.
+        """
+        if self.guidance is None:
+            return spec
+        if spec.cfg != self.guidance:
+            raise ValueError(
+                f"the model {self.name} has guidance of {self.guidance:g} built in; "
+                f"cfg must be {self.guidance:g}, got {spec.cfg:g}"
+            )
+        return replace(spec, cfg=1.0)
+
     def unknown_words(self, prompt: str) -> list[str]:
         """The words of a prompt that this model has never seen."""
         return self.text_encoder.unknown_words(prompt)
@@ -104,7 +122,8 @@ class Pipeline:
                 model's rate and channels; `spec.seconds` of new music follow.
 
         Raises:
-            ValueError: a prompt that `check_prompt` refuses, or in which the model knows no word; a sound that is none.
+            ValueError: a prompt that `check_prompt` refuses, or in which the model knows no word; a sound that is none;
+                a cfg other than the one that the model has built in.
             ModelError: while it runs, the weights give no sound at all (not finite), or there is no codec encoder to
                 read `continue_from` with.
         """

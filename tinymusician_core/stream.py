@@ -46,7 +46,8 @@ class Take(Iterator[np.ndarray]):
         should_stop: Callable[[], bool] | None = None,
         sound: Waveform | None = None,
     ):
-        self._model, self._prompts, self._specs, self._sound = model, prompts, specs, sound
+        self._model, self._prompts, self._sound = model, prompts, sound
+        self._specs = [model.engine_spec(spec) for spec in specs]
         self._should_stop = should_stop
         self._clock = Clock(on_progress)
         self._silence = Silence(len(prompts), model.sample_rate_hz)

@@ -282,8 +282,9 @@ class Trainer:
             self.best = {**self.best, "ago": self.best["ago"] + 1}
 
     def _report(self, window: list[dict[str, Tensor]], on_progress: Callable[[TrainProgress], None] | None) -> None:
-        """Log the means of the steps since the last report, and pass them on."""
-        here = {name: float(torch.stack([losses[name] for losses in window]).mean()) for name in window[0]}
+        """Log the means of the steps since the last report, of each loss over those that had it, and pass them on."""
+        seen = {name: [losses[name] for losses in window if name in losses] for losses in window for name in losses}
+        here = {name: float(torch.stack(values).mean()) for name, values in seen.items()}
         means = {name: value / self.together.world for name, value in self.together.sum(here).items()}
         self.log({"lr": self.learning_rate(), **means})
         if on_progress and self.together.is_main:

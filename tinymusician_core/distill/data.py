@@ -1,41 +1,86 @@
-"""From codec tokens to what teacher and student see: delayed inputs, targets, and the mask of what counts."""
+"""From codec tokens to what teacher and student see: delayed inputs, targets, and the mask of what counts.
+
+B windows, K codebooks, T frames, P = T + the longest delay, S text tokens, E the text encoder's width.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..delay import delay
+from ..records import check_prompt
 from ..text import TextEncoder
 from ..tokens import TokenDataset
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Delayed inputs and targets int64 [B,K,P] and valid bool [B,K,P], P = T + delay; states [B,S,D], mask [B,S]."""
+    """What teacher and student see.
+
+    inputs, targets: delayed, int64 [B,K,P].
+    valid: bool [B,K,P], which targets count.
+    text: what the text encoder gives [B,S,E], before the projection.
+    heard: bool [B,S], the tokens that are to be heard; none in a row whose caption is left out.
+    mask: int64 [B,S], what attention is open for; all of a row whose caption is left out.
+    """
 
     inputs: Tensor
     targets: Tensor
     valid: Tensor
-    states: Tensor
+    text: Tensor
+    heard: Tensor
     mask: Tensor
 
+    def states(self, projection: nn.Module) -> Tensor:
+        """Text states [B,S,D]; a caption that is left out is zeros behind an open mask, which weigh nothing."""
+        return projection(self.text) * self.heard.unsqueeze(2)
 
-def delayed(codes: Tensor, delays: tuple[int, ...], start: int) -> tuple[Tensor, Tensor, Tensor]:
+
+@dataclass(frozen=True)
+class Drawn:
+    """Windows that were drawn, before anything is computed of them; the same in all processes.
+
+    codes: int64 [B,K,T], -1 past a clip's end; left_out: bool [B], whose caption is left out; `begin` is the first
+    frame that counts, what stands before it is context; `picks` are the windows' numbers where they are from a cache.
+    """
+
+    codes: Tensor
+    captions: tuple[str, ...]
+    left_out: Tensor
+    begin: int = 0
+    picks: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def rows(self, first: int, last: int) -> Drawn:
+        """The windows from `first` to before `last`."""
+        return replace(
+            self,
+            codes=self.codes[first:last],
+            captions=self.captions[first:last],
+            left_out=self.left_out[first:last],
+            picks=self.picks[first:last],
+        )
+
+
+def delayed(codes: Tensor, delays: tuple[int, ...], start: int, begin: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Codes int64 [B,K,T], -1 past a clip's end -> inputs, targets and valid, each [B,K,P].
 
     The inputs are the delayed codes behind one `start` token, which also stands for padding; the targets are the
-    delayed codes themselves. Padding, and what lies past a clip's end, is not valid.
+    delayed codes themselves. Padding, what lies past a clip's end, and frames before `begin` are not valid.
     """
     shifted, real = delay(codes, delays, start)
+    frame = torch.arange(shifted.shape[2], device=codes.device) - torch.tensor(delays, device=codes.device)[:, None]
     valid = real & (shifted >= 0)
     shifted = shifted.masked_fill(~valid, start)
     inputs = functional.pad(shifted, (1, 0), value=start)[..., :-1]
-    return inputs, shifted, valid.expand_as(shifted)
+    return inputs, shifted, (valid & (frame >= begin)).expand_as(shifted)
 
 
 class Batches:
@@ -71,13 +116,22 @@ class Batches:
                 f"the teacher has {len(delays)} of {start} entries"
             )
 
-    def draw(self, rng: torch.Generator, size: int) -> Batch:
-        """`size` random windows. A caption that is left out becomes zeros behind an open mask, which weigh nothing."""
+    def draw(self, rng: torch.Generator, size: int) -> Drawn:
+        """`size` windows at random."""
         codes, captions = self.dataset.batch(rng, size, self.frames)
-        inputs, targets, valid = delayed(codes, self.delays, self.start)
-        states, mask = self.text_encoder.encode(captions)
-        states, mask = states.clone(), mask.clone()  # out of inference mode: the student's gradients run through them
-        left_out = torch.rand(size, generator=rng).to(states.device) < self.dropout
-        states[left_out], mask[left_out] = 0.0, 1
-        device = states.device
-        return Batch(inputs.to(device), targets.to(device), valid.to(device), states, mask)
+        return Drawn(codes, tuple(captions), torch.rand(size, generator=rng) < self.dropout)
+
+    @torch.no_grad()
+    def batch(self, drawn: Drawn) -> Batch:
+        """What is computed of drawn windows, on the text encoder's device."""
+        encoder, device = self.text_encoder, self.text_encoder.device
+        tokens, mask = encoder.tokenize([check_prompt(caption) for caption in drawn.captions])
+        tokens, mask, left_out = tokens.to(device), mask.to(device), drawn.left_out.to(device)
+        text = encoder.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
+        inputs, targets, valid = delayed(drawn.codes.to(device), self.delays, self.start, drawn.begin)
+        heard = (mask > 0) & ~left_out[:, None]
+        return Batch(inputs, targets, valid, text, heard, mask.masked_fill(left_out[:, None], 1))
+
+    def valid(self, drawn: Drawn) -> Tensor:
+        """Which targets of drawn windows count, bool [B,K,P], on the CPU."""
+        return delayed(drawn.codes, self.delays, self.start, drawn.begin)[2]

@@ -5,6 +5,7 @@ A student has its teacher's format; that of an AudioCraft teacher is written in 
 
 from __future__ import annotations
 
+import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import (
     MusicgenForConditionalGeneration,
 )
 
-from ..bundle import WINDOW_S, is_audiocraft, load_text_encoder, read_config, save_family
+from ..bundle import GUIDANCE, WINDOW_S, is_audiocraft, load_text_encoder, read_config, save_family
 from ..delay import pattern
 from ..files import check_safetensors, reading, verify_files
 from ..folders import whole_folder
@@ -65,15 +66,54 @@ class Teacher:
         """The token before the first, which is the number of a codebook's entries."""
         return self.decoder.config.pad_token_id
 
-    def write(self, student: MusicgenForCausalLM, out_dir: Path) -> None:
-        """Write a student as a whole model folder; nothing is left behind where that fails."""
+    @property
+    def guidance(self) -> float | None:
+        """The scale that it has built in itself, where it is a guidance-distilled model."""
+        return self.config.get(GUIDANCE)
+
+    def check_width(self, width: int) -> None:
+        """ValueError where a student of that width cannot be written in the teacher's format.
+
+        MusicGen's format has no text projection where the text encoder's width is the decoder's.
+        """
+        if self.whole is None or width == self.decoder.config.hidden_size:
+            return
+        if width == self.whole.config.text_encoder.hidden_size:
+            raise ValueError(
+                f"the student's width is {width}, the text encoder's, which leaves its text projection no place in "
+                "MusicGen's format; any other width is allowed"
+            )
+
+    def write(
+        self,
+        student: MusicgenForCausalLM,
+        out_dir: Path,
+        projection: nn.Linear | None = None,
+        guidance: float | None = None,
+    ) -> None:
+        """Write a student as a whole model folder; nothing is left behind where that fails.
+
+        Args:
+            student: its decoder.
+            out_dir: where to.
+            projection: its own text projection, where it has one.
+            guidance: the scale that it has built in, where it has one.
+        """
+        projection = self.text_encoder.projection if projection is None else projection
         with whole_folder(out_dir, self.config["model_type"]) as partial:
             if self.whole is None:
-                self._write_family(student, partial, out_dir)
+                self._write_family(student, partial, out_dir, projection, guidance)
             else:
-                self._write_musicgen(student, partial)
+                self._write_musicgen(student, partial, projection, guidance)
 
-    def _write_family(self, student: MusicgenForCausalLM, partial: Path, out_dir: Path) -> None:
+    def _write_family(
+        self,
+        student: MusicgenForCausalLM,
+        partial: Path,
+        out_dir: Path,
+        projection: nn.Module,
+        guidance: float | None,
+    ) -> None:
         """Beside its teacher a student shares text encoder and codec; elsewhere it gets copies of its own."""
         shared = out_dir.resolve().parent == self.folder.resolve().parent
         places = {name: self.config[name] if shared else name for name in ("text", "codec")}
@@ -81,20 +121,32 @@ class Teacher:
             for name, place in places.items():
                 shutil.copytree(self.folder / self.config[name], partial / place)
         state = {f"decoder.{k}": v for k, v in student.state_dict().items() if POSITIONS not in k}
-        projection = self.text_encoder.projection
         if isinstance(projection, nn.Linear):
             state |= {f"enc_to_dec_proj.{k}": v for k, v in projection.state_dict().items()}
         window_s = self.config.get("window_s", WINDOW_S)
-        save_family(partial, out_dir.resolve().name, student.config.to_dict(), state, **places, window_s=window_s)
+        shape = student.config.to_dict()
+        name = out_dir.resolve().name
+        save_family(partial, name, shape, state, **places, window_s=window_s, guidance=guidance)
 
-    def _write_musicgen(self, student: MusicgenForCausalLM, partial: Path) -> None:
-        teacher, config = self.whole.decoder, self.whole.config.decoder
-        try:
-            self.whole.decoder, self.whole.config.decoder = student, student.config
-            with quiet_transformers():
-                self.whole.save_pretrained(partial)
-        finally:
-            self.whole.decoder, self.whole.config.decoder = teacher, config
+    def _write_musicgen(
+        self, student: MusicgenForCausalLM, partial: Path, projection: nn.Module, guidance: float | None
+    ) -> None:
+        """The model around the teacher, with the student in its place.
+
+        A student with guidance built in is a plain MusicGen that is to be run without: so says its generation config.
+        """
+        whole = copy.copy(self.whole)
+        whole._modules = dict(self.whole._modules) | {"decoder": student}
+        if isinstance(projection, nn.Linear):
+            whole._modules["enc_to_dec_proj"] = projection
+        whole.config = copy.deepcopy(self.whole.config)
+        whole.config.decoder = student.config
+        whole.generation_config = copy.deepcopy(self.whole.generation_config)
+        if guidance is not None:
+            setattr(whole.config, GUIDANCE, guidance)
+            whole.generation_config.guidance_scale = 1.0
+        with quiet_transformers():
+            whole.save_pretrained(partial)
         for file in self.files:
             if file.name in TOKENIZER_NAMES:
                 shutil.copy(file, partial / file.name)

@@ -1,66 +1,34 @@
-"""Distil: a teacher's folder and codec tokens in, a student's folder out.
+"""Distil: a teacher's folder and codec tokens, or prompts alone, in; a student's folder out.
 
-While a run lasts, its checkpoint, its settings and a JSONL log stand in `OUT.training` beside the folder that it will
-write, and stay there, so that a longer budget can go on from where it ended.
+While a run lasts, its checkpoint, its settings and its logs stand in `OUT.training` beside the folder that it will
+write, and stay there, so that a longer budget can go on from where it ended. Clips that the teacher was asked to play
+(`tokens`) and its cached logits (`logits`) lie there too.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
 from ..files import whole_file
 from ..folders import check_free
+from ..processes import OneProcess, processes
 from ..records import Cancelled
-from ..training import CHECKPOINT, Trainer, TrainProgress, TrainSettings
-from ..variants import resolve
-from .data import Batch, Batches
-from .divergence import forward_kl
-from .loss import LossSpec, distillation_loss, loss_named, position_weights
+from ..training import CHECKPOINT, LOG, Trainer, TrainProgress, TrainSettings
+from ..variants import load, resolve
+from .sampled import SampleSpec, built_in_prompts, sample_tokens
+from .session import Session
 from .source import Teacher, hash_of, read_teacher
-from .student import logits, make_student
+from .spec import DistillSpec
 
-SETTINGS = "settings.json"
-VALIDATION_BATCHES = 4
+SETTINGS, TOKENS, LOGITS = "settings.json", "tokens", "logits"
+BUILT_IN = "built-in"
+BUILT_IN_PROMPTS = 200
 
-
-@dataclass(frozen=True)
-class DistillSpec:
-    """How to train a student. Raises ValueError for what is out of range.
-
-    Attributes:
-        layers: how many of the teacher's layers it keeps.
-        loss: one of `distill.loss.LOSSES`.
-        batch, seconds: windows a step, and how long each is.
-        dropout: the share of captions left out, for guidance.
-    """
-
-    layers: int
-    loss: str = "stage-mixed"
-    batch: int = 12
-    seconds: float = 10.0
-    learning_rate: float = 1e-3
-    dropout: float = 0.1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        loss_named(self.loss)
-        if not isinstance(self.layers, int) or self.layers < 1:
-            raise ValueError(f"a student of {self.layers} layers; a whole number above 0 is allowed")
-        if not isinstance(self.batch, int) or self.batch < 1:
-            raise ValueError(f"batch is {self.batch}; a whole number above 0 is allowed")
-        for name, top in (("seconds", 60.0), ("learning_rate", 1.0)):
-            if not 0.0 < getattr(self, name) <= top:
-                raise ValueError(f"{name} is {getattr(self, name)}; above 0 and at most {top} is allowed")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}; 0 or more and below 1 is allowed")
+OnStage = Callable[[str, int, int], None]  # what is prepared, how much is done, of how much
 
 
 @dataclass(frozen=True)
@@ -68,6 +36,7 @@ class Distilled:
     """What `distill` wrote: the student's folder, which of the teacher's layers it has, and where training ended.
 
     `validation`: its cross-entropy, the teacher's own, and the forward KL between them, held out, in nats a token.
+    `guidance`: the scale that it has built in; None where guidance is a second pass. `cache`: what `cache.json` says.
     """
 
     folder: Path
@@ -75,19 +44,61 @@ class Distilled:
     steps: int
     minutes: float
     validation: dict[str, float]
+    guidance: float | None = None
+    cache: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run goes that changes nothing of its result but when it ends: budget, device, checkpoints, logs.
+
+    `minutes` or `steps` are counted over resumed runs; 10 minutes where neither is given. `checkpoint_every_s` is how
+    much a kill can cost.
+    """
+
+    minutes: float | None = None
+    steps: int | None = None
+    resume: bool = False
+    device: str = "cpu"
+    checkpoint_every_s: float = 180.0
+    tensorboard: bool = False
+
+    def settings(self, spec: DistillSpec) -> TrainSettings:
+        """The trainer's settings; ValueError for a budget that is none."""
+        return TrainSettings(
+            spec.learning_rate,
+            minutes=10.0 if self.minutes is None and self.steps is None else self.minutes,
+            steps=self.steps,
+            warm_up_steps=40,
+            weight_decay=0.05,
+            ema=0.99,
+            bf16=spec.bf16,
+            seed=spec.seed,
+            log_every=10,
+            validate_every=spec.validate_every,
+            checkpoint_every_s=self.checkpoint_every_s,
+            patience=spec.patience,
+            monitor="validation_kl",
+            tensorboard=self.tensorboard,
+        )
 
 
 def distill(
     teacher: str | os.PathLike,
-    tokens_dir: str | os.PathLike,
-    layers: int,
+    tokens_dir: str | os.PathLike | None,
+    layers: int | Sequence[int],
     out_dir: str | os.PathLike,
     *,
+    prompts: str | Sequence[str] | None = None,
+    clips: int = 256,
     minutes: float | None = None,
     steps: int | None = None,
     resume: bool = False,
     device: str = "cpu",
+    checkpoint_every_s: float = 180.0,
+    tensorboard: bool = False,
     on_progress: Callable[[TrainProgress], None] | None = None,
+    on_stage: OnStage | None = None,
     should_stop: Callable[[], bool] | None = None,
     **options,
 ) -> Distilled:
@@ -95,14 +106,21 @@ def distill(
 
     Args:
         teacher: "teacher", a folder or a hub id.
-        tokens_dir: a token folder with the splits train and validation, made with the teacher's codec.
-        layers: how many of the teacher's layers to keep.
+        tokens_dir: a token folder with the splits train and validation, made with the teacher's codec; None with
+            `prompts`.
+        layers: how many of the teacher's layers to keep, or which.
         out_dir: the folder to make; a model of the same format that is there is replaced.
+        prompts: what the teacher is to play, where there are no tokens: a list, or "built-in".
+        clips: how many clips it is to play.
         minutes, steps: the budget, one of the two (10 minutes where neither is given), counted over resumed runs.
         resume: go on from an earlier run's checkpoint, where there is one.
+        device: "cpu" or "cuda"; what a launcher chose goes before it.
+        checkpoint_every_s: seconds between checkpoints.
+        tensorboard: log for TensorBoard too, into OUT.training/tensorboard.
         on_progress: told every few steps.
+        on_stage: told of the clips that the teacher plays and of the logits that are put on disk, before training.
         should_stop: asked before every step.
-        options: the other fields of `DistillSpec`: loss, batch, seconds, learning_rate, dropout, seed.
+        options: the other fields of `DistillSpec`.
 
     Raises:
         ValueError: an argument out of range, tokens that do not fit the teacher, a folder in use, an earlier run's
@@ -111,76 +129,87 @@ def distill(
         Cancelled: `should_stop` said so; the checkpoint is there to be resumed, and no model is written.
     """
     spec = DistillSpec(layers, **options)
-    budget = {"minutes": 10.0 if minutes is None and steps is None else minutes, "steps": steps}
-    settings = TrainSettings(
-        spec.learning_rate, **budget, warm_up_steps=40, weight_decay=0.05, ema=0.99, seed=spec.seed, log_every=10
-    )
-    found, out = read_teacher(resolve(teacher), device), Path(out_dir)
+    run = Run(minutes, steps, resume, device, checkpoint_every_s, tensorboard)
+    settings, together = run.settings(spec), processes(device)
+    check_source(tokens_dir, prompts)
+    found, out = read_teacher(resolve(teacher), str(together.device)), Path(out_dir)
     check_free(out, found.config["model_type"])
-    session = _Session(found, tokens_dir, spec, device)
     folder = out.with_name(f"{out.name}.training")
-    _claim(folder, {"teacher": hash_of(found), **asdict(spec)}, resume)
-    trainer = Trainer(session.student, settings, folder, device)
-    if resume:
+    session = None if tokens_dir is None else Session(found, tokens_dir, spec, together)
+    if session is None:
+        spec.shape.of(found.decoder.config)
+    if together.is_main:
+        _claim(folder, {"teacher": hash_of(found), **asdict(spec)}, resume)
+    together.wait()
+    if session is None:
+        tokens = _played(teacher, prompts, clips, spec, folder / TOKENS, together, on_stage, should_stop)
+        session = Session(found, tokens, spec, together)
+    cache = None
+    if spec.cache_logits is not None:
+        told = None if on_stage is None else lambda done, of: on_stage("the teacher's logits", done, of)
+        cache = session.cache(folder / LOGITS, told, should_stop)
+    trainer = Trainer(session.student, settings, folder, device, together)
+    session.running = trainer.running
+    return _train(session, trainer, found, out, run, cache, on_progress, should_stop)
+
+
+def _train(
+    session: Session,
+    trainer: Trainer,
+    teacher: Teacher,
+    out: Path,
+    run: Run,
+    cache: dict[str, float] | None,
+    on_progress: Callable[[TrainProgress], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> Distilled:
+    if run.resume:
         trainer.resume()
-    if trainer.step == 0:
-        trainer.log({"step": 0, "elapsed_s": 0.0, **session.validate()})  # the copy that nothing has trained
-    trainer.run(session.loss, session.validate, on_progress, should_stop)
-    if trainer.fraction < 1.0:
-        raise Cancelled(f"stopped after {trainer.step} steps; resume goes on from {folder}")
-    session.student.load_state_dict(trainer.averaged_state())
-    after = session.validate()
-    trainer.log({"step": trainer.step, "elapsed_s": round(trainer.elapsed_s, 1), **after, "final": 1})
-    found.write(session.student, out)
-    return Distilled(out, session.chosen, trainer.step, round(trainer.elapsed_s / 60.0, 2), after)
+    try:
+        if trainer.step == 0:
+            costs = {f"cache_{name}": value for name, value in (cache or {}).items()}
+            trainer.log({"step": 0, "elapsed_s": 0.0, **session.validate(), **costs})  # what nothing has trained yet
+        trainer.run(session.loss, session.validate, on_progress, should_stop)
+        if not trainer.done:
+            raise Cancelled(f"stopped after {trainer.step} steps; resume goes on from {trainer.folder}")
+        session.student.load_state_dict(trainer.averaged_state())
+        after = session.validate()
+        trainer.log({"step": trainer.step, "elapsed_s": round(trainer.elapsed_s, 1), **after, "final": 1})
+    finally:
+        trainer.close()
+    if session.together.is_main:
+        student = session.student
+        teacher.write(student.decoder, out, student.projection, session.guidance)
+    session.together.wait()
+    minutes = round(trainer.elapsed_s / 60.0, 2)
+    return Distilled(out, session.student.chosen, trainer.step, minutes, after, session.guidance, cache)
 
 
-class _Session:
-    """Teacher, student and their data; what the trainer calls."""
+def check_source(tokens_dir: str | os.PathLike | None, prompts: str | Sequence[str] | None) -> None:
+    """ValueError unless there is one source of training data."""
+    if (tokens_dir is None) == (prompts is None):
+        raise ValueError("give either a folder of codec tokens or prompts for the teacher to play")
+    if isinstance(prompts, str) and prompts != BUILT_IN:
+        raise ValueError(f"prompts are {prompts!r}; a list of texts, or {BUILT_IN!r}, is allowed")
 
-    def __init__(self, teacher: Teacher, tokens_dir: str | os.PathLike, spec: DistillSpec, device: str):
-        frames = max(1, round(spec.seconds * teacher.frame_rate_hz))
-        common = (teacher.text_encoder, teacher.delays, teacher.start, frames)
-        self.teacher, self.spec = teacher, spec
-        self.terms: LossSpec = loss_named(spec.loss)
-        self.batches = Batches(tokens_dir, "train", *common, spec.dropout)
-        self.held_out = Batches(tokens_dir, "validation", *common, 0.0)
-        self.student, self.chosen = make_student(teacher.decoder, spec.layers)
-        self.student.to(device)
 
-    def loss(self, rng: torch.Generator, progress: float) -> dict[str, Tensor]:
-        """One training batch's loss and its parts."""
-        batch = self.batches.draw(rng, self.spec.batch)
-        wanted = None
-        if self.terms.distillation > 0.0:
-            with torch.no_grad():
-                wanted = logits(self.teacher.decoder, batch.inputs, batch.states, batch.mask)
-        found = logits(self.student, batch.inputs, batch.states, batch.mask)
-        weights = position_weights(batch.valid, None)
-        losses = distillation_loss(wanted, found, batch.targets, weights, self.terms, progress)
-        return {"loss": losses.total, "cross_entropy": losses.cross_entropy, "distillation": losses.distillation}
-
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """Cross-entropy, the teacher's own, and forward KL to it on fixed held-out windows, in nats a token."""
-        rng = torch.Generator().manual_seed(1)
-        parts = [self._held_out(self.held_out.draw(rng, self.spec.batch)) for _ in range(VALIDATION_BATCHES)]
-        weight = sum(part["positions"] for part in parts)
-        return {
-            f"validation_{name}": sum(part[name] * part["positions"] for part in parts) / weight
-            for name in ("cross_entropy", "teacher_cross_entropy", "kl")
-        }
-
-    def _held_out(self, batch: Batch) -> dict[str, float]:
-        wanted = logits(self.teacher.decoder, batch.inputs, batch.states, batch.mask)[batch.valid]
-        found = logits(self.student, batch.inputs, batch.states, batch.mask)[batch.valid]
-        targets = batch.targets[batch.valid]
-        return {
-            "cross_entropy": float(functional.cross_entropy(found, targets)),
-            "teacher_cross_entropy": float(functional.cross_entropy(wanted, targets)),
-            "kl": float(forward_kl(wanted, found).mean()),
-            "positions": len(found),
-        }
+def _played(
+    teacher: str | os.PathLike,
+    prompts: str | Sequence[str],
+    clips: int,
+    spec: DistillSpec,
+    folder: Path,
+    together: OneProcess,
+    on_stage: OnStage | None,
+    should_stop: Callable[[], bool] | None,
+) -> Path:
+    """The token folder that the teacher's own clips make."""
+    model = load(teacher, str(together.device))
+    if isinstance(prompts, str):
+        prompts = built_in_prompts(model, min(clips, BUILT_IN_PROMPTS), spec.seed)
+    wanted = SampleSpec(tuple(prompts), clips, spec.seconds, seed=spec.seed)
+    told = None if on_stage is None else lambda done, of: on_stage("the teacher plays", done, of)
+    return sample_tokens(model, wanted, folder, together, told, should_stop)
 
 
 def _claim(folder: Path, settings: dict, resume: bool) -> None:
@@ -189,16 +218,17 @@ def _claim(folder: Path, settings: dict, resume: bool) -> None:
     Raises:
         ValueError: there is a run and `resume` is off, or it has other settings.
     """
-    record = folder / SETTINGS
-    if (folder / CHECKPOINT).exists() and not resume:
+    record, settings = folder / SETTINGS, json.loads(json.dumps(settings))
+    begun = record.is_file() and any((folder / name).exists() for name in (CHECKPOINT, TOKENS, LOGITS))
+    if begun and not resume:
         raise ValueError(f"{folder} holds an earlier run; resume it, or remove that folder to start afresh")
-    if (folder / CHECKPOINT).exists() and record.is_file():
+    if begun:
         earlier = json.loads(record.read_text(encoding="utf-8"))
         for name, value in settings.items():
             if earlier.get(name) != value:
                 raise ValueError(f"{folder} was begun with {name} {earlier.get(name)!r}, not {value!r}; give the same")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "log.jsonl").unlink(missing_ok=True)
+    (folder / LOG).unlink(missing_ok=True)
     with whole_file(record) as path:
         path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,178 @@
+"""A distillation under way: teacher, student and their data, and what the trainer calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..processes import OneProcess
+from ..training import Part
+from .cached import LogitCache, write_summary
+from .data import Batch, Batches, Drawn
+from .divergence import kl, log_probs
+from .loss import LossSpec, distillation_loss, position_weights
+from .policy import choose_begin, go_on
+from .source import Teacher
+from .spec import DistillSpec
+from .student import make_student
+from .teaching import Teaching, hidden_distance, matched, without_decoder
+
+VALIDATION_BATCHES = 4
+
+
+class Session:
+    """Teacher, student and their data.
+
+    Attributes:
+        student: the student itself.
+        running: what is called in training; where several processes train together it is not the same.
+        guidance: the scale that the student has built in, where it has one.
+    """
+
+    def __init__(self, teacher: Teacher, tokens: str | os.PathLike, spec: DistillSpec, together: OneProcess):
+        self.teacher, self.spec, self.terms, self.together = teacher, spec, spec.terms, together
+        if teacher.guidance is not None and spec.guidance_scale is not None:
+            raise ValueError(f"the teacher has guidance of {teacher.guidance:g} built in already; leave guidance out")
+        if spec.batch % (spec.accumulate * together.world):
+            raise ValueError(
+                f"a batch of {spec.batch} in {spec.accumulate} parts on {together.world} processes; "
+                "a batch that can be shared out evenly is allowed"
+            )
+        books = teacher.decoder.config.num_codebooks
+        if spec.codebook_weights is not None and len(spec.codebook_weights) != books:
+            raise ValueError(
+                f"there are {len(spec.codebook_weights)} codebook weights; the teacher has {books} codebooks"
+            )
+        self.guidance = spec.guidance_scale or teacher.guidance
+        self.teaching = Teaching(teacher, spec.guidance_scale)
+        frames = max(1, round(spec.seconds * teacher.frame_rate_hz))
+        common = (teacher.text_encoder, teacher.delays, teacher.start, frames)
+        self.batches = Batches(tokens, "train", *common, 0.0 if self.guidance else spec.dropout)
+        self.held_out = Batches(tokens, "validation", *common, 0.0)
+        teacher.check_width(spec.shape.of(teacher.decoder.config).width)
+        self.student = make_student(teacher.decoder, spec.shape, teacher.text_encoder.projection).to(together.device)
+        self.running: nn.Module = self.student
+        self.caches: dict[str, LogitCache] = {}
+
+    @property
+    def shared(self) -> nn.Module:
+        """The teacher's text projection, which a student of its width shares."""
+        return self.teacher.text_encoder.projection
+
+    def cache(
+        self,
+        folder: Path,
+        on_chunk: Callable[[int, int], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> dict[str, float]:
+        """Put the teacher's logits on disk and give its decoder's memory back; what they take and what the cut costs.
+
+        Raises:
+            Cancelled: as `LogitCache.build`.
+        """
+        spec, keep = self.spec, min(self.spec.cache_logits, self.teacher.start)
+        for split, batches, seed in (("train", self.batches, spec.seed), ("validation", self.held_out, 1)):
+            cache = LogitCache(folder, split, batches, self.teacher.start)
+            chunks = VALIDATION_BATCHES if split == "validation" else None
+            cache.build(self.teaching, keep, spec.batch, seed, self.together, chunks, on_chunk, should_stop)
+            self.caches[split] = cache
+        without_decoder(self.teacher)
+        if self.together.is_main:
+            return write_summary(folder, self.caches["train"], keep)
+        return self.caches["train"].summary()
+
+    def _asked(self, drawn: Drawn, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
+        """What the student is to learn from a batch: logits, and hidden states where they count."""
+        if self.terms.distillation == 0.0:
+            return None, []
+        if drawn.picks:
+            return self.caches["train"].wanted(drawn).to(batch.inputs.device), []
+        return self.teaching(batch, self.spec.hidden is not None)
+
+    def loss(self, rng: torch.Generator, progress: float) -> list[Part]:
+        """One step's loss in parts, of the rows that are this process's."""
+        spec, terms, seeds = self.spec, self.terms, None
+        source = self.caches.get("train", self.batches)
+        drawn = source.draw(rng, spec.batch)
+        if spec.on_policy and float(torch.rand((), generator=rng)) < spec.on_policy:
+            drawn, seeds = choose_begin(drawn, rng)
+            terms = replace(terms, cross_entropy=0.0)
+        whole = float(position_weights(self.batches.valid(drawn), spec.codebook_weights).sum())
+        return [
+            partial(
+                self._part, drawn.rows(*rows), None if seeds is None else seeds[slice(*rows)], terms, progress, whole
+            )
+            for rows in self._mine(len(drawn))
+        ]
+
+    def _mine(self, rows: int) -> Iterator[tuple[int, int]]:
+        """The rows of this process, part after part."""
+        size = rows // (self.together.world * self.spec.accumulate)
+        first = self.together.rank * size * self.spec.accumulate
+        return ((first + i * size, first + (i + 1) * size) for i in range(self.spec.accumulate))
+
+    def _part(
+        self, drawn: Drawn, seeds: list[int] | None, terms: LossSpec, progress: float, whole: float
+    ) -> dict[str, Tensor]:
+        """The loss of some rows of a step whose positions weigh `whole` in all.
+
+        Processes average their gradients; times their number the parts add up.
+        """
+        if seeds is not None:
+            drawn = go_on(self.student, self.teacher, self.batches, drawn, seeds)
+        batch, hidden = self.batches.batch(drawn), self.spec.hidden_term
+        wanted, theirs = self._asked(drawn, batch)
+        found, ours = self.running(batch, self.shared, hidden is not None)
+        weights = position_weights(batch.valid, self.spec.codebook_weights)
+        losses = distillation_loss(wanted, found, batch.targets, weights, terms, progress, whole)
+        made = {"loss": losses.total, "distillation": losses.distillation}
+        if seeds is None:
+            made["cross_entropy"] = losses.cross_entropy
+        if hidden is not None:
+            kind, weight = hidden
+            layers = matched(self.student.chosen, self.teacher.decoder.config.num_hidden_layers)
+            picked = [theirs[index] for index in layers]
+            apart = hidden_distance(picked, ours, self.student.channels, weights, kind, whole)
+            made |= {"loss": made["loss"] + weight * apart, "hidden": apart.detach()}
+        return {name: value * self.together.world for name, value in made.items()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Cross-entropy, the teacher's own, and forward KL to it on fixed held-out windows, in nats a token."""
+        sums = dict.fromkeys(("cross_entropy", "teacher_cross_entropy", "kl", "positions"), 0.0)
+        for drawn in self._validation():
+            for rows in self._mine(len(drawn)):
+                for name, value in self._held_out(drawn.rows(*rows)).items():
+                    sums[name] += value
+        sums = self.together.sum(sums)
+        return {f"validation_{name}": sums[name] / sums["positions"] for name in sums if name != "positions"}
+
+    def _validation(self) -> Iterator[Drawn]:
+        if "validation" in self.caches:
+            return self.caches["validation"].every(self.spec.batch)
+        rng = torch.Generator().manual_seed(1)
+        return (self.held_out.draw(rng, self.spec.batch) for _ in range(VALIDATION_BATCHES))
+
+    def _held_out(self, drawn: Drawn) -> dict[str, float]:
+        """Sums over the positions of some windows."""
+        batch = self.held_out.batch(drawn)
+        if drawn.picks:
+            wanted = self.caches["validation"].wanted(drawn).to(batch.inputs.device)
+        else:
+            wanted = self.teaching(batch)[0]
+        wanted = log_probs(wanted[batch.valid])
+        found = log_probs(self.student(batch, self.shared)[0][batch.valid])
+        targets = batch.targets[batch.valid]
+        return {
+            "cross_entropy": float(functional.nll_loss(found, targets, reduction="sum")),
+            "teacher_cross_entropy": float(functional.nll_loss(wanted, targets, reduction="sum")),
+            "kl": float(kl(wanted, found).sum()),
+            "positions": len(found),
+        }
