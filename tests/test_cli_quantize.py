@@ -44,3 +44,36 @@ def test_ctrl_c_in_the_middle_of_quantize_leaves_nothing(capsys, demo_family, tm
     code, _, err = run(capsys, "quantize", "-o", str(tmp_path / "small"))
     assert (code, err) == (130, "tinymusician quantize: stopped\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_is_kept_and_its_report_told(capsys, demo_family, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYMUSICIAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tinymusician_core.quant.calibration.SECONDS", 0.5)
+    monkeypatch.setattr("tinymusician_core.quant.cost.LEAST_S", 0.0)
+    monkeypatch.setattr("tinymusician_core.quant.cost.CLIP_S", 0.5)
+    folder = tmp_path / "small"
+    common = ("quantize", "--schemes", "fp16,int8", "-o", str(folder))
+    code, out, err = run(capsys, *common, "--max-kl", "0.1", "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out.splitlines()[-1])
+    assert record["search"]["budget"] == {"max_kl": 0.1}
+    assert record["search"]["foreseen"]["disk_bytes"] == record["disk_bytes"]
+    assert (folder / "report.md").is_file()
+    code, out, err = run(capsys, *common, "--max-kl", "0.1")
+    assert code == 0
+    assert "ms a step (foreseen" in out
+    code, _, err = run(capsys, *common, "--max-mb", "0.0001")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "max_mb 0.0001 cannot be kept" in err
+
+
+def test_what_does_not_go_together_is_said(capsys, demo_family, tmp_path):
+    folder = ("-o", str(tmp_path / "small"))
+    for arguments, words in (
+        (("--max-mb", "3", "--preset", "int8"), "--max-mb searches a plan itself; leave --preset and --plan out"),
+        (("--compare",), "--compare is for a search; give one of --max-mb, --max-ms, --max-kl with it"),
+        (("--max-ms", "none"), "--max-ms must be a number above 0, got 'none'"),
+    ):
+        code, _, err = run(capsys, "quantize", *folder, *arguments)
+        assert code == 2
+        assert words in err

@@ -13,6 +13,8 @@ from tinymusician_core.codec.spectral import SpectralCodec, SpectralEncoder
 from tinymusician_core.quant import apply
 from tinymusician_core.quant.apply import apply_plan, quantize
 from tinymusician_core.quant.plan import PRESETS, Plan, packable, preset
+from tinymusician_core.quant.schemes import to_tensors
+from tinymusician_core.quant.size import Stored
 from tinymusician_core.quant.skeleton import build
 from tinymusician_core.records import Cancelled, ModelError, SamplingSpec
 
@@ -289,3 +291,19 @@ def test_a_plan_without_bitsandbytes_needs_none(student, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("plan", [*PRESETS, MIXED])
+def test_bytes_are_known_before_anything_is_written(folder, tmp_path, plan):
+    source = tm.load(folder)
+    if plan is MIXED and not isinstance(source.codec, SpectralCodec):
+        plan = Plan.of({**dict(MIXED.rules), "codec.*": "fp32"}, "mixed")
+    recipe = apply.recipe_of(source, preset(plan, source.modules) if isinstance(plan, str) else plan)
+    targets = packable(source.modules)
+    tensors = [
+        Stored.of(f"{name}.{key}", tensor)
+        for name, scheme in recipe.schemes.items()
+        for key, tensor in to_tensors(targets[name], scheme).items()
+    ]
+    foreseen = apply.disk_bytes(source, recipe, tensors, "q")
+    assert foreseen == apply.write(source, recipe, tmp_path / "q").disk_bytes

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -17,13 +18,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .. import __version__
 from ..bundle import WINDOW_S, Parts
 from ..files import check_safetensors, combined_hash, sha256_of
-from ..folders import whole_folder
+from ..folders import check_free, whole_folder
 from ..pipeline import Pipeline
 from ..records import Cancelled, ModelError
-from .plan import Plan, packable, preset
+from .plan import Plan, packable, preset, put, tied
 from .schemes import from_tensors, pack, to_tensors
+from .size import Stored, json_bytes, json_text, safetensors_bytes
 from .skeleton import ENCODER_FILE, ENCODERS, build, describe, encoder_state
 
 MODEL_TYPE = "tinymusician-quantized"
@@ -32,11 +35,25 @@ FILES = ("model.safetensors", "plan.json", "tokenizer.json")
 OnModule = Callable[[str, int, int], None]  # a module's name, how many are done, how many there are
 
 
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """A plan on a certain model: the scheme of each of its modules, and by which inputs' moments to round.
+
+    `moments` has the second moments [I,I] of the inputs of linear layers; where there are none, weights go to the
+    nearest number.
+    """
+
+    plan: Plan
+    schemes: dict[str, str]
+    moments: Mapping[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Quantized:
     """What `quantize` wrote: where, how big, beside what, and the scheme of every module.
 
     The bytes are of what generating reads; the codec's encoder, which only going on from a sound needs, lies beside.
+    `search` has what was foreseen and measured of a plan that was searched for.
     """
 
     folder: Path
@@ -44,6 +61,7 @@ class Quantized:
     disk_bytes: int
     source_bytes: int
     schemes: dict[str, str]
+    search: dict | None = None
 
     @property
     def counts(self) -> dict[str, int]:
@@ -54,51 +72,112 @@ class Quantized:
 
 def quantize(
     model: Pipeline | str | os.PathLike,
-    plan: Plan | str,
-    out_dir: str | os.PathLike,
+    plan: Plan | str | None = None,
+    out_dir: str | os.PathLike | None = None,
     on_progress: OnModule | None = None,
     should_stop: Callable[[], bool] | None = None,
+    **search,
 ) -> Quantized:
     """Write a quantized model; the model that it is made from stays as it is.
 
     Args:
         model: a float model from `load`, on the CPU, or what `load` takes.
-        plan: a Plan, or a preset's name: "paper", "int8", "fast" or "int4".
+        plan: a Plan, or a preset's name: "paper", "int8", "fast" or "int4"; None where a plan is searched for.
         out_dir: the folder to make. An earlier quantized model there is replaced; anything else is left alone.
-        on_progress: told of every module.
-        should_stop: asked before every module.
+        on_progress: told what is done, how much of it, and of how much.
+        should_stop: asked before every module and every measurement.
+        search: instead of a plan, `max_mb`, `max_ms` and `max_kl`, any mix of the three, and the other arguments of
+            `adaptive.adapt`. The folder then has a report of the search too.
 
     Raises:
-        ValueError: no such model, preset or module, a scheme that cannot take a module, or a folder that is in use.
+        ValueError: no such model, preset or module, a scheme that cannot take a module, a folder that is in use, or a
+            budget that no plan can keep (`search.ImpossibleBudget`: it says what can be).
         ModelError: the model's files are damaged.
-        Cancelled: `should_stop` said so; nothing is left behind.
+        Cancelled: `should_stop` said so; no model is left behind. What a search has measured is kept.
     """
-    pipeline = _float_model(model)
+    if out_dir is None or (plan is None) == (not search):
+        raise ValueError("quantize needs an out_dir, and either a plan or a budget: max_mb, max_ms or max_kl")
+    pipeline, folder = _float_model(model), Path(out_dir)
+    if plan is None:
+        from .adaptive import adapt
+
+        check_free(folder, MODEL_TYPE)
+        adapted = adapt(pipeline, folder.resolve().name, on_progress, should_stop, **search)
+        made = write(pipeline, adapted.recipe, folder, on_progress, should_stop, adapted.write_report)
+        return replace(made, search=adapted.figures())
     plan = preset(plan, pipeline.modules) if isinstance(plan, str) else plan
+    return write(pipeline, recipe_of(pipeline, plan), folder, on_progress, should_stop)
+
+
+def recipe_of(pipeline: Pipeline, plan: Plan, moments: Mapping[str, Tensor] | None = None) -> Recipe:
+    """A plan as it is carried out on a model; ValueError as `Plan.assign`."""
     schemes = {k: v for k, v in plan.assign(pipeline.modules).items() if not f"{k}.".startswith(ENCODERS)}
-    folder = Path(out_dir)
+    return Recipe(plan, schemes, {} if moments is None else moments)
+
+
+def write(
+    pipeline: Pipeline,
+    recipe: Recipe,
+    folder: Path,
+    on_progress: OnModule | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    more: Callable[[Path], None] | None = None,
+) -> Quantized:
+    """Write a model by a recipe; `more` may put files of its own into the folder. Raises as `quantize` does."""
     with whole_folder(folder, MODEL_TYPE) as partial:
-        tensors = _stored(pipeline.modules, schemes, on_progress, should_stop)
+        tensors = _stored(pipeline.modules, recipe, on_progress, should_stop)
         save_file(tensors, partial / "model.safetensors")
         del tensors
         pipeline.text_encoder.tokenizer.backend_tokenizer.save(str(partial / "tokenizer.json"))
         encoder = encoder_state(pipeline.modules["codec"])
         if encoder:
             save_file(encoder, partial / ENCODER_FILE)
-        _write_json(partial / "plan.json", {"name": plan.name, "rules": dict(plan.rules), "modules": schemes})
-        config = {
-            "model_type": MODEL_TYPE,
-            "format": 1,
-            "name": folder.resolve().name,
-            "source": {"name": pipeline.name, "hash": pipeline.hash},
-            "torch": torch.__version__,
-            "window_s": pipeline.window_s,
-            **describe(pipeline.modules),
-            "files": {name: sha256_of(partial / name) for name in (*FILES, *([ENCODER_FILE] if encoder else []))},
-        }
-        _write_json(partial / "config.json", config)
+        _write_json(partial / "plan.json", plan_record(pipeline, recipe))
+        names = [*FILES, *([ENCODER_FILE] if encoder else [])]
+        hashes = {name: sha256_of(partial / name) for name in names}
+        _write_json(partial / "config.json", config_record(pipeline, folder.resolve().name, hashes))
         size = sum((partial / name).stat().st_size for name in ("config.json", *FILES))
-    return Quantized(folder, plan.name, size, pipeline.disk_bytes, schemes)
+        if more is not None:
+            more(partial)
+    return Quantized(folder, recipe.plan.name, size, pipeline.disk_bytes, recipe.schemes)
+
+
+def plan_record(pipeline: Pipeline, recipe: Recipe) -> dict:
+    """plan.json: what the model was made from, by which versions, and the scheme of every module."""
+    used = set(recipe.schemes.values())
+    versions = {"tinymusician": __version__, "torch": torch.__version__}
+    if used & {"bnb-int8", "nf4", "fp4"}:
+        versions["bitsandbytes"] = metadata.version("bitsandbytes")
+    record = {
+        "name": recipe.plan.name,
+        "base": {"name": pipeline.name, "hash": pipeline.hash},
+        "versions": versions,
+        "rounding": "gptq" if recipe.moments else "nearest",
+    }
+    rules = dict(recipe.plan.rules)
+    return record | ({} if rules == recipe.schemes else {"rules": rules}) | {"modules": recipe.schemes}
+
+
+def config_record(pipeline: Pipeline, name: str, hashes: Mapping[str, str]) -> dict:
+    """config.json: the sizes of everything, and the sha256 of every other file."""
+    return {
+        "model_type": MODEL_TYPE,
+        "format": 1,
+        "name": name,
+        "source": {"name": pipeline.name, "hash": pipeline.hash},
+        "torch": torch.__version__,
+        "window_s": pipeline.window_s,
+        **describe(pipeline.modules),
+        "files": dict(hashes),
+    }
+
+
+def disk_bytes(pipeline: Pipeline, recipe: Recipe, tensors: Iterable[Stored], name: str) -> int:
+    """What `Quantized.disk_bytes` will be of a folder of this name, with these tensors, before it is written."""
+    tokenizer = len(pipeline.text_encoder.tokenizer.backend_tokenizer.to_str(pretty=True).encode())
+    names = [*FILES, *([ENCODER_FILE] if encoder_state(pipeline.modules["codec"]) else [])]
+    config = json_bytes(config_record(pipeline, name, dict.fromkeys(names, "0" * 64)))
+    return safetensors_bytes(tensors) + tokenizer + config + json_bytes(plan_record(pipeline, recipe))
 
 
 def apply_plan(modules: nn.Module, plan: Plan) -> dict[str, str]:
@@ -108,11 +187,11 @@ def apply_plan(modules: nn.Module, plan: Plan) -> dict[str, str]:
         ValueError: as `Plan.assign`.
     """
     schemes = plan.assign(modules)
-    targets, tied = packable(modules), _tied(modules)
+    targets, ties = packable(modules), tied(modules)
     for name, scheme in schemes.items():
         module = pack(targets[name], scheme)
-        for place in (name, *tied.get(name, ())):
-            _put(modules, place, module)
+        for place in (name, *ties.get(name, ())):
+            put(modules, place, module)
     return schemes
 
 
@@ -134,14 +213,14 @@ def load_quantized(folder: str | os.PathLike) -> Parts:
     if set(schemes) != set(targets):
         odd = sorted(set(schemes) ^ set(targets))[0]
         raise ModelError(f"{folder / 'plan.json'} and config.json do not fit together: {odd} is in one alone")
-    tied = _tied(modules)
+    ties = tied(modules)
     with safe_open(weights, framework="pt") as file:
         stored = _by_module(file.keys(), schemes)
         for name, scheme in schemes.items():
             tensors = {key: file.get_tensor(f"{name}.{key}") for key in stored[name]}
             module = from_tensors(targets[name], scheme, tensors)
-            for place in (name, *tied.get(name, ())):
-                _put(modules, place, module)
+            for place in (name, *ties.get(name, ())):
+                put(modules, place, module)
     hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
     files = tuple(folder / name for name in ("config.json", *FILES))
     parts = (modules["decoder"], modules["text_encoder"], modules["codec"])
@@ -161,16 +240,17 @@ def _float_model(model: Pipeline | str | os.PathLike) -> Pipeline:
 
 
 def _stored(
-    modules: nn.Module, schemes: dict[str, str], on_progress: OnModule | None, should_stop: Callable[[], bool] | None
+    modules: nn.Module, recipe: Recipe, on_progress: OnModule | None, should_stop: Callable[[], bool] | None
 ) -> dict[str, Tensor]:
     """Every module's tensors in its scheme's form, by "module.tensor"."""
     targets, tensors = packable(modules), {}
-    for done, (name, scheme) in enumerate(schemes.items()):
+    for done, (name, scheme) in enumerate(recipe.schemes.items()):
         if should_stop is not None and should_stop():
             raise Cancelled(f"stopped before the module {name}")
-        tensors |= {f"{name}.{key}": tensor for key, tensor in to_tensors(targets[name], scheme).items()}
+        packed = to_tensors(targets[name], scheme, recipe.moments.get(name))
+        tensors |= {f"{name}.{key}": tensor for key, tensor in packed.items()}
         if on_progress is not None:
-            on_progress(name, done + 1, len(schemes))
+            on_progress(name, done + 1, len(recipe.schemes))
     return tensors
 
 
@@ -185,27 +265,8 @@ def _by_module(keys: list[str], schemes: dict[str, str]) -> dict[str, list[str]]
     return stored
 
 
-def _tied(modules: nn.Module) -> dict[str, list[str]]:
-    """For each module whose tensors others share (tied embeddings): the names of those others."""
-    first = {
-        id(tensor): name for name, module in packable(modules).items() for tensor in module.parameters(recurse=False)
-    }
-    ties: dict[str, list[str]] = {}
-    for name, module in modules.named_modules():
-        for tensor in module.parameters(recurse=False):
-            owner = first[id(tensor)]
-            if owner != name and name not in ties.setdefault(owner, []):
-                ties[owner].append(name)
-    return ties
-
-
-def _put(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(root.get_submodule(parent), leaf, module)
-
-
 def _write_json(path: Path, record: dict) -> None:
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json_text(record), encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict:

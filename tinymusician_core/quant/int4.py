@@ -22,6 +22,7 @@ class Int4Linear(PackedLinear):
     """
 
     cpu_only = True
+    reads_moments = True
 
     def __init__(self, like: nn.Linear, nibbles: Tensor, scales: Tensor, bias: Tensor | None):
         super().__init__(like, bias)
@@ -36,8 +37,13 @@ class Int4Linear(PackedLinear):
         self.register_buffer("scales", scales, persistent=False)  # [G, O and more, 2]
 
     @classmethod
-    def pack(cls, linear: nn.Linear) -> Int4Linear:
-        return cls(linear, *int4_groups(linear.weight), linear.bias)
+    def pack(cls, linear: nn.Linear, moment: Tensor | None = None) -> Int4Linear:
+        """Each weight to the nearest number, or by GPTQ where the inputs' second moments [I,I] are known."""
+        if moment is None:
+            return cls(linear, *int4_groups(linear.weight), linear.bias)
+        from .gptq import gptq_groups
+
+        return cls(linear, *gptq_groups(linear.weight, moment), linear.bias)
 
     @classmethod
     def restore(cls, like: nn.Linear, tensors: dict[str, Tensor]) -> Int4Linear:

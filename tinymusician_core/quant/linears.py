@@ -77,6 +77,7 @@ class PackedLinear(nn.Module):
     weight: ClassVar[None] = None
     compact: ClassVar[bool] = True  # the engine keeps its cache in bfloat16 beside such weights
     cpu_only: ClassVar[bool] = False
+    reads_moments: ClassVar[bool] = False  # whether `pack` takes the second moments of the inputs
     capturable: ClassVar[bool] = True  # whether a CUDA graph can hold its product
 
     def __init__(self, like: nn.Linear, bias: Tensor | None):

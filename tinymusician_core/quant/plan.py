@@ -96,6 +96,26 @@ def packable(modules: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def tied(modules: nn.Module) -> dict[str, list[str]]:
+    """For each module whose tensors others share (tied embeddings): the names of those others."""
+    first = {
+        id(tensor): name for name, module in packable(modules).items() for tensor in module.parameters(recurse=False)
+    }
+    ties: dict[str, list[str]] = {}
+    for name, module in modules.named_modules(remove_duplicate=False):
+        for tensor in module.parameters(recurse=False):
+            owner = first[id(tensor)]
+            if owner != name and name not in ties.setdefault(owner, []):
+                ties[owner].append(name)
+    return ties
+
+
+def put(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Let a module stand at a name below `root`."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(root.get_submodule(parent), leaf, module)
+
+
 def _near(pattern: str, targets: Mapping[str, nn.Module]) -> str:
     head = pattern.split(".")[0]
     near = [name for name in targets if name.startswith(f"{head}.")] or list(targets)

@@ -101,30 +101,35 @@ def owned(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, tensor
 
 
-def pack(module: nn.Module, scheme: str) -> nn.Module:
+def pack(module: nn.Module, scheme: str, moment: Tensor | None = None) -> nn.Module:
     """The module in a scheme's form: a packed module, or the same one with its tensors rounded to the stored type.
+
+    `moment` [I,I], the second moments of a linear layer's inputs, is for schemes that round by them; others do not
+    look at it.
 
     Raises:
         ValueError: the scheme cannot take the module, or the weights do not fit into it.
     """
     form = _form(module, scheme)
     if form is not None:
-        return form.pack(module)
+        return _packed(form, module, moment)
     with torch.no_grad():
         for name, tensor in to_tensors(module, scheme).items():
             getattr(module, name).copy_(tensor)
     return module
 
 
-def to_tensors(module: nn.Module, scheme: str) -> dict[str, Tensor]:
+def to_tensors(module: nn.Module, scheme: str, moment: Tensor | None = None) -> dict[str, Tensor]:
     """What a float module is stored as under a scheme, contiguous and on the CPU; the module stays as it is.
+
+    `moment` is as for `pack`.
 
     Raises:
         ValueError: as `pack`.
     """
     form = _form(module, scheme)
     if form is not None:
-        tensors = form.pack(module).stored()
+        tensors = _packed(form, module, moment).stored()
     else:
         plain = SCHEMES[scheme].plain
         tensors = {name: half_of(t, plain) if t.is_floating_point() else t.detach() for name, t in owned(module)}
@@ -156,6 +161,10 @@ def from_tensors(like: nn.Module, scheme: str, tensors: dict[str, Tensor]) -> nn
 def stored_bytes(module: nn.Module, scheme: str) -> int:
     """Bytes on disk of a module under a scheme, without the file's header."""
     return sum(tensor.nbytes for tensor in to_tensors(module, scheme).values())
+
+
+def _packed(form: type[nn.Module], module: nn.Module, moment: Tensor | None) -> nn.Module:
+    return form.pack(module, moment) if getattr(form, "reads_moments", False) else form.pack(module)
 
 
 def _form(module: nn.Module, scheme: str) -> type[nn.Module] | None:

@@ -1,0 +1,243 @@
+"""From a budget to a model, on a tiny one; and the measurements that it rests on."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tinymusician_core as tm
+from tinymusician_core.quant import calibration, cost, workbench
+from tinymusician_core.quant.adaptive import adapt
+from tinymusician_core.quant.apply import apply_plan, quantize
+from tinymusician_core.quant.cachefile import Measured
+from tinymusician_core.quant.calibration import Calibration, from_folder, sampled
+from tinymusician_core.quant.plan import Plan, packable
+from tinymusician_core.quant.report import best_of
+from tinymusician_core.quant.search import ImpossibleBudget
+from tinymusician_core.quant.sensitivity import groups, sensitivities
+from tinymusician_core.quant.trial import Harm, Judge, input_moments, tried
+from tinymusician_core.records import Cancelled, SamplingSpec
+from tinymusician_core.tokens import write_tokens
+
+SCHEMES = ["fp32", "fp16", "int8", "int4"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path_factory):
+    """Few and short measurements, in a cache of their own."""
+    monkeypatch.setenv("TINYMUSICIAN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(calibration, "SECONDS", 0.5)
+    for name, windows in (("MOMENT_WINDOWS", 4), ("JUDGE_WINDOWS", 3), ("HELD_OUT_WINDOWS", 2)):
+        monkeypatch.setattr(workbench, name, windows)
+    monkeypatch.setattr(cost, "LEAST_S", 0.0)
+    monkeypatch.setattr(cost, "LEAST_PASSES", 2)
+    monkeypatch.setattr(cost, "CLIP_S", 0.5)
+
+
+@pytest.fixture
+def student(tiny_family):
+    return tm.load(tiny_family / "student")
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "validation"):
+        clips = [torch.randint(0, 64, (4, 40), generator=generator) for _ in range(3)]
+        write_tokens(tmp_path / "tokens", split, clips, [{"captions": ["a calm piano"], "bars": [0, 10]}] * 3)
+    return tmp_path / "tokens"
+
+
+def test_what_was_measured_is_kept_and_a_cut_line_is_not(tmp_path):
+    kept = Measured("some", tmp_path)
+    kept.put("a", {"x": 1})
+    kept.put("b", {"x": 2})
+    with open(kept.path, "a") as file:
+        file.write('{"key": "c", "x"')
+    again = Measured("some", tmp_path)
+    assert (again.get("a"), again.get("b"), again.get("c")) == ({"x": 1}, {"x": 2}, None)
+    again.put("c", {"x": 3})
+    assert Measured("some", tmp_path).get("c") == {"x": 3}
+
+
+def test_tokens_of_a_folder_are_what_the_decoder_reads(student, tokens):
+    found = from_folder(student, tokens, "train", seed=1, windows=5)
+    assert found.codes.shape == (5, 4, 12)
+    assert found.inputs.shape == found.valid.shape == (5, 4, 15)
+    assert bool((found.inputs[:, :, 0] == 64).all())
+    assert torch.equal(found.inputs[:, 2, 3:15], found.codes[:, 2])
+    assert found.valid.sum() == found.codes.numel()
+    assert found.hash == from_folder(student, tokens, "train", seed=1, windows=5).hash
+    assert found.hash != from_folder(student, tokens, "train", seed=2, windows=5).hash
+
+
+def test_tokens_of_another_model_are_refused(student):
+    with pytest.raises(ValueError, match="4 codebooks with codes up to 99; this model has 4 of 64 entries"):
+        Calibration.of(torch.full((1, 4, 5), 99), ["a"], (0, 1, 2, 3), 64, "")
+
+
+def test_a_model_plays_its_own_tokens(student):
+    found = sampled(student, windows=3)
+    assert found.codes.shape == (3, 4, 12)
+    assert 0 <= int(found.codes.min()) <= int(found.codes.max()) < 64
+    assert not [word for prompt in found.prompts for word in student.unknown_words(prompt)]
+    assert found.hash == sampled(student, windows=3).hash
+    assert torch.equal(found.part(1, 3).codes, found.codes[1:])
+
+
+@pytest.mark.parametrize("source", ["tiny_family", "tiny_musicgen"])
+def test_a_trial_leaves_no_trace_and_is_what_the_plan_does(request, source):
+    folder = request.getfixturevalue(source)
+    model = tm.load(folder / "student" if source == "tiny_family" else folder)
+    before = {name: tensor.clone() for name, tensor in model.modules.state_dict().items()}
+    schemes = Plan.of({"*": "fp16", "decoder.*": "int8"}).assign(model.modules)
+    spec = SamplingSpec(seconds=0.5)
+    plain = model.generate("a calm piano", spec).audio
+    for _ in range(2):
+        with tried(model.modules, schemes):
+            tried_audio = model.generate("a calm piano", spec).audio
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.modules.state_dict().items())
+    assert np.array_equal(model.generate("a calm piano", spec).audio, plain)
+    apply_plan(model.modules, Plan.of({"*": "fp16", "decoder.*": "int8"}))
+    assert np.array_equal(model.generate("a calm piano", spec).audio, tried_audio)
+
+
+def test_harm_is_the_divergence_by_hand_and_nothing_for_the_float_model(student, tokens):
+    found = from_folder(student, tokens, windows=5)
+    judge = Judge(student, found)
+    assert judge.harm({}) == judge.harm({"decoder.heads": "fp32"}) == Harm((0.0,) * 4, 0.0)
+    states, mask = student.text_encoder.encode_each(found.prompts)
+    schemes = {"decoder.heads": "int4", "codec.decoder.magnitude": "int4"}
+    logits, sounds = [], []
+    for plan in ({}, schemes):
+        with tried(student.modules, plan), torch.inference_mode():
+            logits.append(student.decoder.logits(found.inputs, states, mask).log_softmax(-1))
+            sounds.append(student.codec.decode(found.codes[:4]))
+    wanted = (logits[0].exp() * (logits[0] - logits[1])).sum(-1)
+    harm = judge.harm(schemes)
+    for k in range(4):
+        assert harm.kl[k] == pytest.approx(float(wanted[:, k][found.valid[:, k]].mean()), rel=1e-4)
+    noise = float((sounds[1] - sounds[0]).square().sum() / sounds[0].square().sum() / 2)
+    assert harm.codec == pytest.approx(noise, rel=1e-3)
+    assert judge.harm({"codec.decoder.magnitude": "int4"}).kl == (0.0,) * 4
+    assert harm.mean_kl() == pytest.approx(sum(harm.kl) / 4)
+    assert harm.mean_kl((1, 0, 0, 0)) == harm.kl[0]
+
+
+def test_moments_are_those_of_the_inputs(student, tokens):
+    found = from_folder(student, tokens, windows=2)
+    moments = input_moments(student, found)
+    linears = {name: m for name, m in packable(student.modules).items() if isinstance(m, nn.Linear)}
+    assert set(moments) == set(linears)
+    assert all(moments[name].shape == (m.in_features, m.in_features) for name, m in linears.items())
+    seen = []
+    hook = student.decoder.heads.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    with torch.inference_mode():
+        student.decoder.logits(found.inputs, *student.text_encoder.encode_each(found.prompts))
+    hook.remove()
+    torch.testing.assert_close(moments["decoder.heads"], seen[0].T @ seen[0], rtol=1e-4, atol=1e-3)
+
+
+def test_groups_hold_every_module_once(student):
+    found = [name for group in groups(student.modules) for name in group.modules]
+    assert sorted(found) == sorted(packable(student.modules))
+    assert "decoder.rest" in [group.name for group in groups(student.modules)]
+
+
+def test_a_search_that_was_stopped_goes_on_from_there(student, tokens):
+    judge = Judge(student, from_folder(student, tokens, windows=2))
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 9
+
+    with pytest.raises(Cancelled, match="stopped after 9 of"):
+        sensitivities(student, judge, "k", SCHEMES, None, stop)
+    told = []
+    judge.harm, measure = (lambda plan: told.append(plan) or measure(plan)), judge.harm
+    options = sensitivities(student, judge, "k", SCHEMES)
+    assert len(told) + 9 >= len(options) > len(told)
+    assert sensitivities(student, judge, "k", SCHEMES) == options
+    assert len(told) + 9 >= len(options)
+
+
+def test_costs_are_measured_once_and_kept(student, monkeypatch):
+    table = cost.CostTable(student)
+    assert table.stage("decoder.layers.0.qkv") == "step"
+    assert table.stage("decoder.layers.0.cross_kv") == "text"
+    assert table.stage("codec.decoder.spread") == "codec"
+    assert table.stage("decoder.norm") is None
+    first = table.call_s("decoder.layers.0.qkv", "int8")
+    assert first > 0 == table.call_s("decoder.norm", "fp16")
+    monkeypatch.setattr(cost, "measure", lambda *_: pytest.fail("measured again"))
+    assert table.call_s("decoder.layers.1.qkv", "int8") == first
+    assert cost.CostTable(student).call_s("decoder.layers.0.qkv", "int8") == first
+
+
+def test_a_budget_leads_to_a_model_that_keeps_it(student, tokens, tmp_path):
+    whole = quantize(student, Plan.of({"*": "fp16"}), tmp_path / "half").disk_bytes
+    made = quantize(student, out_dir=tmp_path / "q", max_mb=0.8 * whole / 1e6, data=tokens, schemes=SCHEMES[1:])
+    assert made.disk_bytes == made.search["foreseen"]["disk_bytes"] == made.search["measured"]["disk_bytes"]
+    assert 0.6 * whole < made.disk_bytes <= 0.8 * whole
+    loaded = tm.load(tmp_path / "q")
+    assert loaded.disk_bytes == made.disk_bytes
+    plan = json.loads((tmp_path / "q" / "plan.json").read_text())
+    assert plan["base"] == {"name": "student", "hash": student.hash}
+    assert plan["versions"]["torch"] == torch.__version__
+    assert plan["modules"] == made.schemes
+    report = json.loads((tmp_path / "q" / "report.json").read_text())
+    assert report["measured"] == made.search["measured"]
+    assert {row["module"] for row in report["modules"]} == {group.name for group in groups(student.modules)}
+    assert "| decoder.heads |" in (tmp_path / "q" / "report.md").read_text()
+    code = (
+        "import sys, tinymusician_core as tm; m = tm.load(sys.argv[1]);"
+        "print(tm.generate(m, 'a calm piano', seconds=0.5).codes.tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "q")], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == tm.generate(loaded, "a calm piano", seconds=0.5).codes.tolist()
+
+
+def test_what_is_written_does_the_harm_that_was_measured(student, tokens, tmp_path):
+    adapted = adapt(student, "q", max_kl=0.01, data=tokens, schemes=SCHEMES)
+    assert max(adapted.best.measured.harm.mean_kl(), adapted.best.measured.harm.codec) <= 0.01
+    made = quantize(student, out_dir=tmp_path / "q", max_kl=0.01, data=tokens, schemes=SCHEMES)
+    loaded, found = tm.load(tmp_path / "q"), adapted.bench.tokens.judge
+    logits = []
+    for model in (student, loaded):
+        states, mask = model.text_encoder.encode_each(found.prompts)
+        with torch.inference_mode():
+            logits.append(model.decoder.logits(found.inputs, states, mask).log_softmax(-1))
+    kl = (logits[0].exp() * (logits[0] - logits[1])).sum(-1)[found.valid].mean()
+    assert float(kl) == pytest.approx(made.search["measured"]["kl"], rel=0.02)
+
+
+def test_plans_are_compared_and_drawn(student, tokens, tmp_path):
+    made = quantize(student, out_dir=tmp_path / "q", max_kl=0.5, data=tokens, schemes=SCHEMES, compare=True)
+    report = json.loads((made.folder / "report.json").read_text())
+    families = {plan["family"] for plan in report["compared"]}
+    assert families == {"uniform", "paper", "layers", "adaptive"}
+    assert (made.folder / "plans.png").read_bytes()[:4] == b"\x89PNG"
+    points = {plan["name"]: (plan["disk_bytes"], plan["kl"] + plan["codec_error"]) for plan in report["compared"]}
+    assert set(best_of(points)) <= set(points)
+
+
+def test_best_of_keeps_what_nothing_beats():
+    points = {"small": (1, 5.0), "worse": (2, 6.0), "middle": (3, 2.0), "same": (4, 2.0), "best": (5, 1.0)}
+    assert best_of(points) == ["small", "middle", "best"]
+
+
+def test_what_cannot_be_is_said(student, tokens, tmp_path):
+    with pytest.raises(ImpossibleBudget, match="max_mb 0.001 cannot be kept, .* megabytes is the least"):
+        quantize(student, out_dir=tmp_path / "q", max_mb=0.001, data=tokens, schemes=SCHEMES)
+    with pytest.raises(ValueError, match="no such scheme: 'int3'"):
+        quantize(student, out_dir=tmp_path / "q", max_mb=1, data=tokens, schemes=["int3"])
+    with pytest.raises(ValueError, match="either a plan or a budget"):
+        quantize(student, out_dir=tmp_path / "q")
+    with pytest.raises(ValueError, match="either a plan or a budget"):
+        quantize(student, "int8", tmp_path / "q", max_mb=1)
+    assert not (tmp_path / "q").exists()

@@ -1,0 +1,100 @@
+"""Plans to hold an adaptive one against: uniform ones, the paper's, layer after layer, adaptive ones of other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ..records import Cancelled
+from .plan import preset
+from .search import Budget, ImpossibleBudget, search
+from .sensitivity import OnOption
+from .trial import Harm
+from .workbench import Outcome, Workbench
+
+UNIFORM = ("bf16", "fp16", "int8", "int8-weight", "int4", "nf4", "fp4")
+INSTEAD = {"int8-weight": ("int8",), "int4": ("int8",), "nf4": ("int8",), "fp4": ("int8",), "bnb-int8": ("int8",)}
+SHARES = (0.2, 0.4, 0.6, 0.8)  # of the layers, from the first, that the naive plans give four bits
+SIZES = (0.02, 0.1, 0.2, 0.35, 0.5, 0.7)  # of the way from the smallest plan to fp16
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A plan beside others: its name, its family ("adaptive", "uniform", "paper", "layers"), and what it was."""
+
+    name: str
+    family: str
+    measured: Outcome
+    held_out: Harm
+
+
+def uniform(bench: Workbench, scheme: str) -> dict[str, str]:
+    """One scheme for all linear layers and embeddings; int8 for what it cannot take, and fp16 for what is neither."""
+    able = {(option.group.name, option.scheme) for option in bench.options}
+    found = {}
+    for option in bench.options:
+        if len(option.group.modules) == 1 and option.group.name == option.group.modules[0]:
+            tries = (scheme, *INSTEAD.get(scheme, ()), "fp16")
+            found[option.group.name] = next(s for s in tries if (option.group.name, s) in able)
+    return bench.complete(found)
+
+
+def layer_order(bench: Workbench, share: float) -> dict[str, str]:
+    """The naive plan: int8 for all, and int4 for a share of the decoder's layers, from the first."""
+    layers = bench.pipeline.decoder.config.layers
+    low = {f"decoder.layers.{i}." for i in range(round(share * layers))}
+    plan = uniform(bench, "int8")
+    for option in bench.options:
+        if option.scheme == "int4" and option.group.name.startswith(tuple(low)):
+            plan |= option.schemes
+    return plan
+
+
+def plans(bench: Workbench) -> dict[str, tuple[str, dict[str, str]]]:
+    """Every plan by its name, with its family."""
+    found = {f"uniform {s}": ("uniform", uniform(bench, s)) for s in UNIFORM if s in bench.schemes}
+    found["the paper's map"] = ("paper", _preset(bench, "paper"))
+    found["preset fast"] = ("uniform", _preset(bench, "fast"))
+    if {"int4", "int8"} <= set(bench.schemes):
+        for share in SHARES:
+            plan = layer_order(bench, share)
+            if plan not in [other for _, other in found.values()]:
+                found[f"int4 in {share:.0%} of the layers"] = ("layers", plan)
+    for size_mb in sizes_mb(bench):
+        try:
+            taken = search(bench.choices, bench.fixed, Budget(max_mb=size_mb))
+        except ImpossibleBudget:
+            continue
+        schemes = {k: v for choice in taken for k, v in choice.option.schemes.items()}
+        found[f"adaptive {size_mb:.3g} MB"] = ("adaptive", schemes)
+    return found
+
+
+def sizes_mb(bench: Workbench) -> list[float]:
+    """Sizes between the smallest plan and fp16."""
+    least: dict[str, int] = {}
+    for choice in bench.choices:
+        name = choice.option.group.name
+        least[name] = min(least.get(name, choice.disk_bytes), choice.disk_bytes)
+    low = (sum(least.values()) + bench.fixed.disk_bytes) / 1e6
+    high = bench.foresee(bench.complete({})).disk_bytes / 1e6
+    return [low + share * (high - low) for share in SIZES]
+
+
+def compared(
+    bench: Workbench, on_progress: OnOption | None = None, should_stop: Callable[[], bool] | None = None
+) -> list[Compared]:
+    """Measure them all; Cancelled where `should_stop` says so."""
+    found, made = plans(bench), []
+    for done, (name, (family, schemes)) in enumerate(found.items()):
+        if should_stop is not None and should_stop():
+            raise Cancelled(f"stopped after {done} of {len(found)} plans to compare")
+        if on_progress is not None:
+            on_progress(f"comparing: {name}", done, len(found))
+        made.append(Compared(name, family, bench.measure(schemes), bench.held_out(schemes)))
+    return made
+
+
+def _preset(bench: Workbench, name: str) -> dict[str, str]:
+    assigned: Mapping[str, str] = preset(name, bench.pipeline.modules).assign(bench.pipeline.modules)
+    return bench.complete(assigned)

@@ -1,0 +1,162 @@
+"""What a search found, as report.json, report.md and a picture: foreseen beside measured, module by module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..measure.machine import describe
+from ..measure.report import cell, document, table, write_files
+from .sensitivity import Option
+from .workbench import Outcome, Workbench
+
+if TYPE_CHECKING:
+    from .adaptive import Adapted
+    from .compared import Compared
+
+PICTURE = "plans.png"
+COLOURS = {"adaptive": "#3b5bdb", "uniform": "#e8590c", "paper": "#9c36b5", "layers": "#868e96"}
+EXPLANATION = """How it was measured:
+
+- Size: all files that generating reads. Step: the language model's, two rows (guidance), the best of several clips of
+  8 s for each position, in one process. KL: from the float model's next-token distribution to the plan's, without
+  guidance, in nats a token, the mean over codebooks. Codec: half the energy of what the codec gets wrong over that of
+  its sound, which is the KL of two normal distributions that far apart.
+- Foreseen: the sum of what each module's scheme does when it alone is used, and of what its calls take. Measured: the
+  whole plan. Held out: the same on tokens that neither the rounding nor the search has seen.
+- A call's time is that of the engine's own product on this machine, among as many weights as a step reads.
+- int4 is rounded by GPTQ (arXiv 2210.17323) with the inputs' second moments; this holds for the uniform plans too.
+"""
+
+
+def record(found: Adapted) -> dict:
+    """All of the report, ready for JSON."""
+    bench, tokens = found.bench, found.bench.tokens
+    return {
+        "model": {"name": bench.pipeline.name, "hash": bench.pipeline.hash},
+        "float": {"disk_bytes": bench.pipeline.disk_bytes, "ms_per_step": 1e3 * bench.float_step_s},
+        "budget": found.budget.limits,
+        "foreseen": found.best.foreseen.as_dict(),
+        "measured": found.best.measured.as_dict(),
+        "held_out": _harm(found.held_out),
+        "rounds": [
+            {"foreseen": round_.foreseen.as_dict(), "measured": round_.measured.as_dict()} for round_ in found.rounds
+        ],
+        "modules": [_module(bench, option) for option in bench.chosen(found.best.schemes)],
+        "compared": [
+            {"name": plan.name, "family": plan.family, **plan.measured.as_dict(), "held_out": _harm(plan.held_out)}
+            for plan in found.compared
+        ],
+        "costs": bench.costs.table(bench.schemes),
+        "not_offered": bench.not_offered,
+        "tokens": {part: getattr(tokens, part).source for part in ("moments", "judge", "held_out")},
+        "machine": describe(),
+    }
+
+
+def _harm(harm) -> dict:
+    return {"kl": harm.mean_kl(), "kl_by_codebook": list(harm.kl), "codec_error": harm.codec}
+
+
+def _module(bench: Workbench, option: Option) -> dict:
+    calls = [bench.costs.call_s(name, option.scheme) for name in option.group.modules]
+    return {
+        "module": option.group.name,
+        "scheme": option.scheme,
+        "bytes": sum(tensor.bytes for tensor in option.tensors),
+        "kl_alone": option.harm.mean_kl(),
+        "codec_error_alone": option.harm.codec,
+        "call_us": 1e6 * sum(calls) if sum(calls) else None,
+    }
+
+
+def markdown(found: Adapted) -> str:
+    """The report as Markdown."""
+    bench, limits = found.bench, found.budget.limits
+    rows = [_row("foreseen", found.best.foreseen), _row("measured", found.best.measured)]
+    held_out = ["held out", "–", "–", cell(found.held_out.mean_kl(), "{:.6f}"), cell(found.held_out.codec, "{:.6f}")]
+    size, step = bench.pipeline.disk_bytes / 1e6, 1e3 * bench.float_step_s
+    notes = [
+        f"made from {bench.pipeline.name} ({bench.pipeline.hash}): {size:.2f} MB, {step:.3f} ms a step",
+        "budget: " + ", ".join(f"{name} {limit:g}" for name, limit in limits.items()),
+        f"rounded by {bench.tokens.moments.source}, judged on {bench.tokens.judge.source}",
+        f"plans measured until errors added up and the budget was kept: {len(found.rounds)}",
+        *(f"{name} was not offered: {reason}" for name, reason in bench.not_offered.items()),
+    ]
+    blocks = [table(["", "MB", "ms a step", "KL", "codec"], [*rows, held_out])]
+    if found.compared:
+        kept = [_row(plan.name, plan.measured, plan.held_out.mean_kl()) for plan in _sorted(found.compared)]
+        blocks += ["## Beside other plans", table(["plan", "MB", "ms a step", "KL", "codec", "KL held out"], kept)]
+        blocks += [f"![size and harm of the plans]({PICTURE})"]
+    blocks += ["## Module by module", _modules(found), EXPLANATION]
+    return document("A plan for a budget", notes, *blocks)
+
+
+def _row(name: str, outcome: Outcome, held_out: float | None = None) -> list[str]:
+    harm = outcome.harm
+    cells = [name, f"{outcome.disk_bytes / 1e6:.3f}", cell(outcome.step_ms, "{:.3f}")]
+    cells += [f"{harm.mean_kl():.6f}", f"{harm.codec:.6f}"]
+    return cells if held_out is None else [*cells, f"{held_out:.6f}"]
+
+
+def _sorted(plans: tuple[Compared, ...]) -> list[Compared]:
+    return sorted(plans, key=lambda plan: plan.measured.disk_bytes)
+
+
+def _modules(found: Adapted) -> str:
+    rows = [
+        [
+            row["module"],
+            row["scheme"],
+            f"{row['bytes']:,}",
+            f"{1e6 * row['kl_alone']:.1f}",
+            f"{1e6 * row['codec_error_alone']:.1f}",
+            cell(row["call_us"], "{:.1f}"),
+        ]
+        for row in (_module(found.bench, option) for option in found.bench.chosen(found.best.schemes))
+    ]
+    return table(["module", "scheme", "bytes", "KL alone, millionths", "codec alone, millionths", "us a call"], rows)
+
+
+def write_report(found: Adapted, folder: Path) -> None:
+    """Write report.json and report.md into a folder, and a picture where plans were compared."""
+    write_files(folder, {"report.json": record(found), "report.md": markdown(found)})
+    if found.compared:
+        draw(found.compared, folder / PICTURE)
+
+
+def draw(plans: tuple[Compared, ...], path: Path) -> None:
+    """Size against harm, a point a plan, those that nothing beats in both joined by a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.4, 5.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.set(xlabel="on disk (MB)", ylabel="KL and codec error (nats)", yscale="log")
+    axes.grid(color="#dee2e6", linewidth=0.8)
+    points = {plan.name: (plan.measured.disk_bytes / 1e6, max(plan.measured.harm.total, 1e-7)) for plan in plans}
+    line = [points[name] for name in best_of(points)]
+    axes.plot(*zip(*line, strict=True), color="#adb5bd", linewidth=1, zorder=1)
+    for family, colour in COLOURS.items():
+        some = [points[plan.name] for plan in plans if plan.family == family]
+        if some:
+            axes.scatter(*zip(*some, strict=True), color=colour, s=36, label=family, zorder=2)
+    for plan in plans:
+        if plan.family != "adaptive":
+            offset = (6, -9) if plan.family == "layers" else (6, 4)
+            axes.annotate(plan.name, points[plan.name], offset, textcoords="offset points", fontsize=7)
+    axes.legend(frameon=False)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def best_of(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names of the points that no other is smaller than in both, from the least x on."""
+    kept, lowest = [], math.inf
+    for name, (_, y) in sorted(points.items(), key=lambda item: item[1]):
+        if y < lowest:
+            kept.append(name)
+            lowest = y
+    return kept

@@ -1,0 +1,127 @@
+"""What each scheme does to the model when one module alone has it: the table that a plan is searched in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..pipeline import Pipeline
+from ..records import Cancelled
+from .cachefile import Measured
+from .plan import packable
+from .schemes import SCHEMES, to_tensors
+from .size import Stored
+from .skeleton import ENCODERS
+from .trial import Harm, Judge
+
+OnOption = Callable[[str, int, int], None]  # what is measured, how many are done, how many there are
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules that a plan gives one scheme: a linear layer or an embedding, or all else of a part together.
+
+    Attributes:
+        name: the module's name, or the part's and "rest".
+        modules: their names.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Option:
+    """A scheme that a group can have, what it does to the model, and the tensors that it is stored as."""
+
+    group: Group
+    scheme: str
+    harm: Harm
+    tensors: tuple[Stored, ...]
+
+    @property
+    def schemes(self) -> dict[str, str]:
+        """The scheme of each of the group's modules."""
+        return dict.fromkeys(self.group.modules, self.scheme)
+
+
+def groups(modules: nn.Module) -> list[Group]:
+    """The groups of a pipeline's modules, without the codec's encoder, which no plan reaches."""
+    alone, rest = [], {}
+    for name, module in packable(modules).items():
+        if f"{name}.".startswith(ENCODERS):
+            continue
+        if isinstance(module, nn.Linear | nn.Embedding):
+            alone.append(Group(name, (name,)))
+        else:
+            rest.setdefault(name.partition(".")[0], []).append(name)
+    return [*alone, *(Group(f"{part}.rest", tuple(names)) for part, names in rest.items())]
+
+
+def sensitivities(
+    pipeline: Pipeline,
+    judge: Judge,
+    key: str,
+    schemes: Sequence[str],
+    on_progress: OnOption | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Option]:
+    """Measure every scheme on every group alone; what an earlier run has measured is read from the cache.
+
+    Args:
+        pipeline: the float model.
+        judge: compares it with itself.
+        key: tells these measurements from those on other tokens.
+        schemes: those that may be used; what cannot take a group, or not hold its weights, is left out of its options.
+
+    Raises:
+        Cancelled: `should_stop` said so; what was measured is kept.
+    """
+    targets, found = packable(pipeline.modules), groups(pipeline.modules)
+    cache = Measured(f"sensitivity-{pipeline.hash}-{key}-{__version__}-{torch.__version__.partition('+')[0]}")
+    options, pairs = [], list(product(found, schemes))
+    for done, (group, scheme) in enumerate(pairs):
+        if should_stop is not None and should_stop():
+            raise Cancelled(f"stopped after {done} of {len(pairs)} measurements; the next run goes on from there")
+        if on_progress is not None:
+            on_progress(f"{group.name} in {scheme}", done, len(pairs))
+        if all(SCHEMES[scheme].takes(targets[name]) for name in group.modules):
+            option = _option(group, scheme, targets, judge, cache)
+            options += [] if option is None else [option]
+    return options
+
+
+def _option(
+    group: Group, scheme: str, targets: Mapping[str, nn.Module], judge: Judge, cache: Measured
+) -> Option | None:
+    """A scheme's harm and tensors; None where the weights do not fit into it."""
+    place = f"{group.name} {scheme}"
+    record = cache.get(place)
+    if record is None:
+        try:
+            tensors = stored(group, scheme, targets)
+        except ValueError as error:
+            record = {"unfit": str(error)}
+        else:
+            harm = judge.harm(dict.fromkeys(group.modules, scheme))
+            kept = [[tensor.name, tensor.kind, list(tensor.shape)] for tensor in tensors]
+            record = {"kl": list(harm.kl), "codec": harm.codec, "tensors": kept}
+        cache.put(place, record)
+    if "unfit" in record:
+        return None
+    tensors = tuple(Stored(name, kind, tuple(shape)) for name, kind, shape in record["tensors"])
+    return Option(group, scheme, Harm(tuple(record["kl"]), record["codec"]), tensors)
+
+
+def stored(group: Group, scheme: str, targets: Mapping[str, nn.Module]) -> tuple[Stored, ...]:
+    """The tensors of a group under a scheme; ValueError where the weights do not fit into it."""
+    return tuple(
+        Stored.of(f"{name}.{key}", tensor)
+        for name in group.modules
+        for key, tensor in to_tensors(targets[name], scheme).items()
+    )

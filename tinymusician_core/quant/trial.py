@@ -1,0 +1,189 @@
+"""Try schemes on a model in memory, and measure what they do to it. R windows, K codebooks, T frames, V entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..distill.divergence import kl, log_probs
+from ..pipeline import Pipeline
+from .calibration import Calibration
+from .plan import packable, put, tied
+from .schemes import SCHEMES, owned, pack
+
+ROWS = 4  # windows that go through the decoder at once
+CODEC_WINDOWS = 4  # windows whose sound is compared
+
+
+class Packs:
+    """Packs the modules of a model, and keeps what is slow to pack: forms that round by their inputs' moments.
+
+    Args:
+        modules: a pipeline's modules, in float.
+        moments: second moments [I,I] of the inputs, by module.
+    """
+
+    def __init__(self, modules: nn.Module, moments: Mapping[str, Tensor] | None = None):
+        self._targets, self.ties = packable(modules), tied(modules)
+        self._moments = {} if moments is None else moments
+        self._kept: dict[tuple[str, str], nn.Module] = {}
+
+    def target(self, name: str) -> nn.Module:
+        """The float module of a name."""
+        return self._targets[name]
+
+    def packed(self, name: str, scheme: str) -> nn.Module:
+        """A linear layer or embedding in a scheme's form; ValueError where the scheme cannot take it."""
+        slow = name in self._moments and getattr(SCHEMES[scheme].linear, "reads_moments", False)
+        if not slow:
+            return pack(self._targets[name], scheme)
+        if (name, scheme) not in self._kept:
+            self._kept[name, scheme] = pack(self._targets[name], scheme, self._moments[name])
+        return self._kept[name, scheme]
+
+
+@contextmanager
+def tried(modules: nn.Module, schemes: Mapping[str, str], packs: Packs | None = None) -> Iterator[None]:
+    """The modules in a scheme's form for as long as the block lasts; then the float ones stand there again.
+
+    Args:
+        modules: a pipeline's modules, in float.
+        schemes: module name -> scheme; the others stay as they are.
+        packs: what packs them.
+
+    Raises:
+        ValueError: a scheme that cannot take its module.
+    """
+    packs = Packs(modules) if packs is None else packs
+    rounded: list[tuple[Tensor, Tensor]] = []
+    swapped: list[tuple[str, nn.Module]] = []
+    try:
+        for name, scheme in schemes.items():
+            target = packs.target(name)
+            if scheme == "fp32":
+                continue
+            if isinstance(target, nn.Linear | nn.Embedding):
+                module = packs.packed(name, scheme)
+                for place in (name, *packs.ties.get(name, ())):
+                    swapped.append((place, modules.get_submodule(place)))
+                    put(modules, place, module)
+            else:
+                rounded += [(tensor, tensor.detach().clone()) for _, tensor in owned(target)]
+                pack(target, scheme)
+        yield
+    finally:
+        for place, module in swapped:
+            put(modules, place, module)
+        with torch.no_grad():
+            for tensor, value in rounded:
+                tensor.copy_(value)
+
+
+@dataclass(frozen=True)
+class Harm:
+    """What a plan does to a model.
+
+    Attributes:
+        kl: KL(float || quantized) of the next token's distribution, nats a token, for each codebook.
+        codec: half the energy of what the codec gets wrong over that of its sound: the KL of two normal distributions
+            as far apart as that, as wide as the sound is loud. So it can stand beside the other.
+    """
+
+    kl: tuple[float, ...]
+    codec: float
+
+    def mean_kl(self, weights: Sequence[float] | None = None) -> float:
+        """The mean over codebooks, weighted."""
+        weights = [1.0] * len(self.kl) if weights is None else weights
+        return sum(w * value for w, value in zip(weights, self.kl, strict=True)) / sum(weights)
+
+    @property
+    def total(self) -> float:
+        """What a search makes as small as it can: the mean KL and the codec's share."""
+        return self.mean_kl() + self.codec
+
+
+class Judge:
+    """Compares a model under trial with its float self, whose answers it keeps, on the same tokens.
+
+    Args:
+        pipeline: the float model; its modules may be tried afterwards.
+        calibration: the tokens and prompts.
+        moments: the inputs' second moments by module, from other tokens than these; None rounds without them.
+    """
+
+    def __init__(self, pipeline: Pipeline, calibration: Calibration, moments: Mapping[str, Tensor] | None = None):
+        self._pipeline, self._calibration = pipeline, calibration
+        self.packs = Packs(pipeline.modules, moments)
+        self._states = self._encode()
+        self._wanted = [log_probs(part) for part in self._logits(self._states)]
+        self._sound = self._decode()
+
+    @torch.inference_mode()
+    def _encode(self) -> tuple[Tensor, Tensor]:
+        return self._pipeline.text_encoder.encode_each(self._calibration.prompts)
+
+    @torch.inference_mode()
+    def _logits(self, states: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
+        parts = zip(self._calibration.inputs.split(ROWS), *(part.split(ROWS) for part in states), strict=True)
+        for tokens, rows, mask in parts:
+            yield self._pipeline.decoder.logits(tokens, rows, mask)
+
+    def _decode(self) -> Tensor:
+        return self._pipeline.codec.decode(self._calibration.codes[:CODEC_WINDOWS].clamp_min(0))
+
+    @torch.inference_mode()
+    def divergence(self, text_changed: bool = True) -> tuple[float, ...]:
+        """The KL of each codebook as the modules stand now; the text is read anew unless it is as it was."""
+        states = self._encode() if text_changed else self._states
+        valid = self._calibration.valid.split(ROWS)
+        total = torch.zeros(self._calibration.codes.shape[1], dtype=torch.float64)
+        for wanted, found, counts in zip(self._wanted, self._logits(states), valid, strict=True):
+            total += (kl(wanted, log_probs(found)) * counts).sum(dim=(0, 2)).double()
+        return tuple((total / self._calibration.valid.sum(dim=(0, 2))).clamp_min(0.0).tolist())
+
+    def codec_error(self) -> float:
+        """`Harm.codec` as the modules stand now."""
+        off = (self._decode() - self._sound).double().square().sum()
+        return float(off / self._sound.double().square().sum().clamp_min(1e-12) / 2)
+
+    def harm(self, schemes: Mapping[str, str]) -> Harm:
+        """What these schemes do; a part of the model that none of them changes is not run."""
+        parts = {name.partition(".")[0] for name, scheme in schemes.items() if scheme != "fp32"}
+        with tried(self._pipeline.modules, schemes, self.packs):
+            lm = self.divergence("text_encoder" in parts) if parts - {"codec"} else (0.0,) * self._codebooks
+            return Harm(lm, self.codec_error() if "codec" in parts else 0.0)
+
+    @property
+    def _codebooks(self) -> int:
+        return self._calibration.codes.shape[1]
+
+
+@torch.inference_mode()
+def input_moments(pipeline: Pipeline, calibration: Calibration) -> dict[str, Tensor]:
+    """The second moments float32 [I,I], the sum of x x^T, of the inputs of each linear layer of a float model."""
+    found: dict[str, Tensor] = {}
+
+    def watch(name: str):
+        def hook(_, inputs):
+            rows = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
+            found[name] = found.get(name, 0.0) + rows.T @ rows
+
+        return hook
+
+    linears = {name: m for name, m in packable(pipeline.modules).items() if isinstance(m, nn.Linear)}
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in linears.items()]
+    try:
+        states, mask = pipeline.text_encoder.encode_each(calibration.prompts)
+        parts = (calibration.inputs, states, mask, calibration.codes.clamp_min(0))
+        for tokens, rows, keep, codes in zip(*(part.split(ROWS) for part in parts), strict=True):
+            pipeline.decoder.logits(tokens, rows, keep)
+            pipeline.codec.decode(codes)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found

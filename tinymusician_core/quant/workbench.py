@@ -1,0 +1,238 @@
+"""All that a search knows of a model on this machine: its options, and what a whole plan will be and is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..pipeline import Pipeline
+from .apply import Recipe, disk_bytes, plan_record
+from .calibration import Calibration, from_folder, sampled
+from .cost import CostTable, measured_step_s
+from .plan import Plan
+from .schemes import SCHEMES, unavailable
+from .search import Choice, Fixed
+from .sensitivity import OnOption, Option, sensitivities
+from .size import json_bytes, most_bytes
+from .trial import Harm, Judge, input_moments, tried
+
+MOMENT_WINDOWS, JUDGE_WINDOWS, HELD_OUT_WINDOWS = 48, 16, 16
+MANY_WEIGHTS = 2**25  # from here on a decoder is tried on a quarter of the windows
+PACE_SCHEMES = ("fp16", "int8", "int8-weight", "int4")
+SLACK_BYTES = 96  # what JSON and a header have around their entries, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Windows of tokens for three ends: the inputs' moments, the judgement of schemes, and a check on neither."""
+
+    moments: Calibration
+    judge: Calibration
+    held_out: Calibration
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: Pipeline,
+        data: str | Path | None,
+        on_progress: OnOption | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Tokens:
+        """From a token folder's splits train and validation, or where there is none from what the model plays.
+
+        Raises:
+            ValueError: the folder has no such tokens, or they are not this model's.
+            Cancelled: `should_stop` said so.
+        """
+        config = pipeline.decoder.config
+        many = config.layers * config.width * (8 * config.width + 2 * config.ffn) >= MANY_WEIGHTS
+        counts = [n // (4 if many else 1) for n in (MOMENT_WINDOWS, JUDGE_WINDOWS, HELD_OUT_WINDOWS)]
+        if data is not None:
+            splits = ("train", "train", "validation")
+            parts = [from_folder(pipeline, data, split, i, counts[i]) for i, split in enumerate(splits)]
+            return cls(*parts)
+
+        def report(done: int, total: int) -> None:
+            if on_progress is not None:
+                on_progress("playing to itself", done, total)
+
+        whole = sampled(pipeline, 0, sum(counts), report, should_stop)
+        first, second = counts[0], counts[0] + counts[1]
+        return cls(whole.part(0, first), whole.part(first, second), whole.part(second, sum(counts)))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a plan is, foreseen or measured; `step_ms` is None where it was not measured."""
+
+    disk_bytes: int
+    step_ms: float | None
+    harm: Harm
+
+    def as_dict(self) -> dict:
+        """Every figure by name, ready for JSON."""
+        harm = {"kl": self.harm.mean_kl(), "kl_by_codebook": list(self.harm.kl), "codec_error": self.harm.codec}
+        return {"disk_bytes": self.disk_bytes, "ms_per_step": self.step_ms, **harm}
+
+
+@dataclass(frozen=True)
+class Pace:
+    """From the sum of a plan's calls to the time of its step: offset + slope * sum, in seconds.
+
+    The offset is all else: norms, attention, and the drawing of tokens. A float cache has one of its own.
+    """
+
+    offset_s: float
+    slope: float
+    float_offset_s: float
+
+    def step_s(self, calls_s: float, floats: bool) -> float:
+        """Seconds of a step."""
+        return (self.float_offset_s if floats else self.offset_s) + self.slope * calls_s
+
+
+class Workbench:
+    """Measures a model's options once; then foresees and measures plans.
+
+    Args:
+        pipeline: the float model.
+        name: of the folder that will be written, which is in its files.
+        tokens: what schemes are tried on.
+        schemes: those that may be used; all that this machine can run where None.
+        on_progress, should_stop: told of, and asked before, every measurement.
+
+    Raises:
+        ValueError: an unknown scheme, or one that this machine cannot run.
+        Cancelled: `should_stop` said so; what was measured is kept.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        name: str,
+        tokens: Tokens,
+        schemes: Sequence[str] | None = None,
+        on_progress: OnOption | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ):
+        self.pipeline, self.name, self.tokens = pipeline, name, tokens
+        self.not_offered = unavailable(pipeline.device)
+        self.schemes = _allowed(schemes, self.not_offered)
+        self.moments = input_moments(pipeline, tokens.moments)
+        self.judge = Judge(pipeline, tokens.judge, self.moments)
+        self._strict: Judge | None = None
+        key = f"{tokens.moments.hash[:8]}{tokens.judge.hash[:8]}"
+        self.options = sensitivities(pipeline, self.judge, key, self.schemes, on_progress, should_stop)
+        self._by_place = {(option.group.name, option.scheme): option for option in self.options}
+        self._group_of = {name: option.group.name for option in self.options for name in option.group.modules}
+        self.costs = CostTable(pipeline)
+        self.float_step_s, self.pace = self._measure_pace(on_progress)
+        self.choices = [self._choice(option) for option in self.options]
+        self.fixed = Fixed(self._fixed_bytes(), self.pace.offset_s)
+
+    def recipe(self, schemes: Mapping[str, str], name: str = "adaptive") -> Recipe:
+        """A plan by the scheme of every module."""
+        ordered = {module: schemes[module] for module in self._group_of}
+        return Recipe(Plan.of(ordered, name), ordered, self.moments)
+
+    def complete(self, wanted: Mapping[str, str]) -> dict[str, str]:
+        """Schemes for all modules: those wanted where a group can have them, fp16 (else fp32) for what it cannot."""
+        found = {}
+        for module, group in self._group_of.items():
+            tries = (wanted.get(module, "fp16"), "fp16", "fp32")
+            found[module] = next(scheme for scheme in tries if (group, scheme) in self._by_place)
+        return found
+
+    def chosen(self, schemes: Mapping[str, str]) -> list[Option]:
+        """The option that each group has under the schemes of all modules."""
+        groups = {group: schemes[module] for module, group in self._group_of.items()}
+        return [self._by_place[group, scheme] for group, scheme in groups.items()]
+
+    def foresee(self, schemes: Mapping[str, str]) -> Outcome:
+        """What a plan will be: its bytes exactly, and the sums of what its schemes cost and do alone."""
+        options = self.chosen(schemes)
+        kl = tuple(np.sum([option.harm.kl for option in options], axis=0).tolist())
+        harm = Harm(kl, sum(option.harm.codec for option in options))
+        size = disk_bytes(self.pipeline, self.recipe(schemes), [t for o in options for t in o.tensors], self.name)
+        return Outcome(size, 1e3 * self.pace.step_s(self.calls_s(schemes), self._floats(schemes)), harm)
+
+    def measure(self, schemes: Mapping[str, str]) -> Outcome:
+        """What a plan is, in memory: its bytes as foreseen, its time, and its harm on the tokens of the search."""
+        harm = self.judge.harm(schemes)
+        with tried(self.pipeline.modules, schemes, self.judge.packs):
+            step_s = measured_step_s(self.pipeline)
+        return Outcome(self.foresee(schemes).disk_bytes, 1e3 * step_s, harm)
+
+    def held_out(self, schemes: Mapping[str, str]) -> Harm:
+        """A plan's harm on tokens that neither the rounding nor the search has seen."""
+        if self._strict is None:
+            self._strict = Judge(self.pipeline, self.tokens.held_out, self.moments)
+            self._strict.packs = self.judge.packs
+        return self._strict.harm(schemes)
+
+    def calls_s(self, schemes: Mapping[str, str]) -> float:
+        """The sum of the calls that a step makes."""
+        steps = (name for name in schemes if self.costs.stage(name) == "step")
+        return sum(self.costs.call_s(name, schemes[name]) for name in steps)
+
+    def _floats(self, schemes: Mapping[str, str]) -> bool:
+        qkv = [scheme for name, scheme in schemes.items() if name.endswith(".qkv")]
+        return all(scheme == "fp32" for scheme in qkv)
+
+    def _measure_pace(self, on_progress: OnOption | None) -> tuple[float, Pace]:
+        steps = [option for option in self.options if self.costs.stage(option.group.name) == "step"]
+        usable = [scheme for scheme in PACE_SCHEMES if scheme in self.schemes] or list(self.schemes)
+        sums, seen = [], []
+        for done, scheme in enumerate(usable):
+            if on_progress is not None:
+                on_progress(f"timing all of it in {scheme}", done, len(usable))
+            plan = {option.group.name: option.scheme for option in steps if option.scheme == scheme}
+            full = self.complete(plan)
+            with tried(self.pipeline.modules, full, self.judge.packs):
+                seen.append(measured_step_s(self.pipeline))
+            sums.append(self.calls_s(full))
+        float_s = measured_step_s(self.pipeline)
+        floats = sum(self.costs.call_s(o.group.name, "fp32") for o in steps if o.scheme == steps[0].scheme)
+        offset, slope = _line(np.array(sums), np.array(seen))
+        return float_s, Pace(offset, slope, float_s - slope * floats)
+
+    def _choice(self, option: Option) -> Choice:
+        names = [name for name in option.group.modules if self.costs.stage(name) is not None]
+        step = sum(self.costs.call_s(n, option.scheme) for n in names if self.costs.stage(n) == "step")
+        other = sum(self.costs.call_s(n, option.scheme) for n in names if self.costs.stage(n) != "step")
+        lines = sum(len(f'  "{name}": "{option.scheme}",\n') for name in option.group.modules)
+        size = lines + most_bytes(option.tensors, 2**40)
+        return Choice(option, size, self.pace.slope * step, other, option.harm.mean_kl(), option.harm.codec)
+
+    def _fixed_bytes(self) -> int:
+        empty = Recipe(Plan.of({"*": "fp32"}, "adaptive"), {}, self.moments)
+        plan = {**plan_record(self.pipeline, empty), "rules": {}}
+        beside = disk_bytes(self.pipeline, empty, [], self.name) - json_bytes(plan_record(self.pipeline, empty))
+        return beside + json_bytes(plan) + SLACK_BYTES
+
+
+def _allowed(schemes: Sequence[str] | None, reasons: Mapping[str, str]) -> list[str]:
+    if schemes is None:
+        return [name for name in SCHEMES if name not in reasons]
+    for name in schemes:
+        if name not in SCHEMES:
+            raise ValueError(f"no such scheme: {name!r}; allowed: {', '.join(SCHEMES)}")
+        if name in reasons:
+            raise ValueError(f"{name} cannot be used here: {reasons[name]}")
+    return [name for name in SCHEMES if name in {"fp32", *schemes}]
+
+
+def _line(sums: np.ndarray, seen: np.ndarray) -> tuple[float, float]:
+    """Offset and slope of the line through what was seen, each point weighing by its share, not its size.
+
+    One point alone, or times that fall as calls grow, give a slope of 1.
+    """
+    if len(sums) > 1:
+        rows = np.stack([1 / seen, sums / seen], axis=1)
+        offset, slope = np.linalg.lstsq(rows, np.ones(len(seen)), rcond=None)[0]
+        if slope > 0 and offset > 0:
+            return float(offset), float(slope)
+    return max(0.0, float(np.mean(seen - sums))), 1.0
