@@ -106,7 +106,7 @@ def perplexity(nll: np.ndarray) -> np.ndarray:
 
 
 def _read(pipeline: Pipeline, codes: Tensor, caption: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [K,T] -> log-probabilities float32 [K,P,V] of each next token, the tokens [K,P], and what is valid [K,P].
+    """Codes [K,T] -> log-probabilities float64 [K,P,V] of each next token, the tokens [K,P], and what is valid [K,P].
 
     P = T + the longest delay. The whole clip is read at once: the numbers of a step at a time, but for rounding.
     """
@@ -114,7 +114,7 @@ def _read(pipeline: Pipeline, codes: Tensor, caption: str) -> tuple[Tensor, Tens
     inputs, targets, valid = (x.to(pipeline.device) for x in delayed(codes.unsqueeze(0), config.delays, config.pad))
     states, mask = pipeline.text_encoder.encode([caption])
     logits = pipeline.decoder.logits(inputs, states, mask)[0]
-    return log_probs(logits), targets[0].masked_fill(~valid[0], 0), valid[0]
+    return log_probs(logits.double()), targets[0].masked_fill(~valid[0], 0), valid[0]
 
 
 def _mean(values: Tensor, valid: Tensor) -> Tensor:
