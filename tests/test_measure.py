@@ -1,72 +1,112 @@
 """Figures: medians of runs, peak memory above idle, and variants measured one after the other."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 
 import tinymusician_core as tm
 from tinymusician_core.audio import write_wav
-from tinymusician_core.measure import memory
-from tinymusician_core.measure.bench import StoppedMeasuring, compare, measure
-from tinymusician_core.measure.timing import spread, summarise
+from tinymusician_core.measure.bench import StoppedComparing, StoppedMeasuring, compare, measure
+from tinymusician_core.measure.timing import Process, Run, figures_of, summarise
+from tinymusician_core.measure.weights import held_bytes
 from tinymusician_core.records import Cancelled, SamplingSpec, Timing, Waveform
+from tinymusician_core.worker import Loaded
 
 PROMPT = "a calm piano waltz"
 SPEC = SamplingSpec(seconds=1, seed=3)
 MB = 2**20
 
 
-def test_summary_takes_the_median_of_each_figure():
-    timings = [
-        Timing(text_s=0.1, lm_s=1.0, codec_s=0.3, first_sound_s=1.4, total_s=1.5, steps=100),
-        Timing(text_s=0.3, lm_s=2.0, codec_s=0.1, first_sound_s=2.4, total_s=2.5, steps=100),
-        Timing(text_s=0.2, lm_s=9.0, codec_s=0.2, first_sound_s=9.4, total_s=10.0, steps=100),
-    ]
-    figures = summarise(timings, audio_s=5.0)
-    assert figures["first_sound_ms"] == pytest.approx(2400)
-    assert figures["ms_per_step"] == pytest.approx(20)
-    assert figures["x_realtime"] == pytest.approx(2.0)
-    assert figures["total_s"] == pytest.approx(2.5)
+def a_run(text, lm, codec, first, total, peak=None, made_s=5.0) -> Run:
+    return Run(Timing(text, lm, codec, first, total, steps=100), made_s, peak)
+
+
+RUNS = (
+    a_run(0.1, 1.0, 0.3, 1.4, 1.5, 70 * MB),
+    a_run(0.3, 2.0, 0.1, 2.4, 2.5, 75 * MB),
+    a_run(0.2, 9.0, 0.2, 9.4, 10.0, 72 * MB),
+)
+
+
+def test_summary_takes_the_median_of_each_figure_and_says_how_far_the_runs_lie_apart():
+    figures = summarise(RUNS)
+    spread = figures["spread"]
+    expected = {
+        "first_sound_ms": (2400, 1400, 9400),
+        "ms_per_step": (20, 10, 90),
+        "x_realtime": (2.0, 0.5, 5 / 1.5),
+        "total_s": (2.5, 1.5, 10.0),
+        "peak_memory_bytes": (72 * MB, 70 * MB, 75 * MB),
+    }
+    for name, (middle, low, high) in expected.items():
+        assert figures[name] == pytest.approx(middle)
+        assert getattr(spread, name) == pytest.approx((low, high))
     assert figures["stages_ms"] == pytest.approx({"text": 200, "lm": 2000, "codec": 200})
-    assert spread(timings) == (1.5, 10.0)
+    for name, ends in {"text": (100, 300), "lm": (1000, 9000), "codec": (100, 300)}.items():
+        assert spread.stages_ms[name] == pytest.approx(ends)
+    assert figures["runs"] == 3
 
 
-def test_a_run_without_steps_has_no_time_per_step():
-    figures = summarise([Timing(text_s=0, lm_s=0, codec_s=0, first_sound_s=0, total_s=0, steps=0)], audio_s=1.0)
-    assert figures["ms_per_step"] is None
-    assert figures["x_realtime"] is None
+def test_between_two_runs_the_median_is_their_mean_and_a_whole_number_of_bytes():
+    figures = summarise([a_run(0, 1, 0, 1, 1, 10), a_run(0, 2, 0, 2, 2, 13)])
+    assert figures["total_s"] == 1.5
+    assert figures["peak_memory_bytes"] in (11, 12)
+
+
+def test_what_no_run_has_is_unknown_and_has_no_spread():
+    figures = summarise([Run(Timing(0, 0, 0, 0, 0, 0), 1.0)])
+    for name in ("ms_per_step", "x_realtime", "peak_memory_bytes"):
+        assert figures[name] is None
+        assert getattr(figures["spread"], name) is None
+
+
+def test_what_some_runs_have_is_that_of_those():
+    figures = summarise([a_run(0, 1, 0, 1, 1), a_run(0, 1, 0, 1, 1, 7)])
+    assert figures["peak_memory_bytes"] == 7
+    assert figures["spread"].peak_memory_bytes == (7, 7)
 
 
 def test_no_run_is_no_summary():
-    with pytest.raises(ValueError, match="at least one run"):
-        summarise([], 1.0)
+    with pytest.raises(ValueError, match="at least one is needed"):
+        summarise([])
 
 
-def use(megabytes: int) -> None:
-    """Touch that much memory and give it back."""
-    assert np.ones(megabytes * MB, dtype=np.uint8)[::4096].all()
+LOADED = Loaded("student", "0" * 16, 1000, 500, 400, "cpu", 2, 1.0, 600)
 
 
-def test_peak_memory_counts_what_came_and_went_since():
-    use(200)
-    peak = memory.PeakMemory()
-    assert peak.peak_bytes() < 20 * MB
-    use(64)
-    assert 60 * MB <= peak.peak_bytes() < 120 * MB
-    use(16)
-    assert 60 * MB <= peak.peak_bytes() < 120 * MB
+def test_several_processes_are_one_record_of_all_their_runs():
+    slow = replace(LOADED, load_s=4.0, load_peak_bytes=800)
+    figures = figures_of([Process(RUNS[:2], LOADED, 0.5), Process(RUNS[2:], slow, 1.5)])
+    assert figures.total_s == 2.5
+    assert figures.spread.total_s == (1.5, 10.0)
+    assert (figures.runs, figures.processes) == (3, 2)
+    assert (figures.load_s, figures.load_peak_bytes, figures.warm_up_s) == (2.5, 700, 1.0)
+    assert (figures.disk_bytes, figures.weights_bytes, figures.threads, figures.device) == (1000, 500, 2, "cpu")
 
 
-def test_peak_memory_is_sampled_where_the_kernel_keeps_no_mark(monkeypatch):
-    monkeypatch.setattr(memory, "_restart_high_water_mark", lambda: False)
-    peak = memory.PeakMemory()
-    held = np.ones(64 * MB, dtype=np.uint8)
-    assert 60 * MB <= peak.peak_bytes() < 120 * MB
-    assert held[0] == 1
+def test_processes_of_two_models_are_no_record():
+    other = replace(LOADED, hash="1" * 16)
+    with pytest.raises(ValueError, match="one and the same model"):
+        figures_of([Process(RUNS, LOADED, None), Process(RUNS, other, None)])
+    with pytest.raises(ValueError, match="got none"):
+        figures_of([])
 
 
-def test_peak_memory_is_unknown_where_the_system_does_not_tell(monkeypatch):
-    monkeypatch.setattr(memory.PeakMemory, "_resident", lambda self: None)
-    assert memory.PeakMemory().peak_bytes() is None
+def test_a_process_comes_back_from_json():
+    process = Process(RUNS, LOADED, None)
+    assert Process.from_dict(json.loads(json.dumps(process.as_dict()))) == process
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence(tiny_family):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(ValueError, match="torch finds no GPU"):
+        measure(str(tiny_family / "student"), PROMPT, SPEC, device="cuda")
+    with pytest.raises(ValueError, match="device must be cpu or cuda, got 'tpu'"):
+        measure("student", PROMPT, SPEC, device="tpu")
 
 
 def test_measure_fills_every_figure(tiny_family):
@@ -79,10 +119,14 @@ def test_measure_fills_every_figure(tiny_family):
     assert (figures["runs"], figures["threads"], figures["device"]) == (2, 1, "cpu")
     assert figures["disk_bytes"] == tm.load(student).disk_bytes
     assert measured.clip.seconds == pytest.approx(1, abs=0.05)
-    assert len(measured.timings) == 2
-    assert measured.spread_s[0] <= figures["total_s"] <= measured.spread_s[1]
-    assert measured.load_s > 0
-    assert measured.warm_up_s > 0
+    assert len(measured.process.runs) == 2
+    more = measured.figures.more()
+    assert None not in more.values()
+    assert more["processes"] == 1
+    low, high = more["spread"]["total_s"]
+    assert 0 < low <= figures["total_s"] <= high
+    assert more["weights_bytes"] == held_bytes([tm.load(student).modules])
+    assert min(more["load_s"], more["load_peak_bytes"], more["warm_up_s"]) > 0
     assert list(dict.fromkeys(stages)) == ["loading", "warm-up", "text", "lm", "codec"]
 
 
@@ -107,6 +151,7 @@ def test_a_stop_keeps_the_run_that_was_under_way(tiny_family):
             should_stop=lambda: len(heard) >= 2,
         )
     measured = caught.value.measured
+    assert not caught.value.whole
     assert caught.value.clip is measured.clip
     assert measured.made_s == pytest.approx(measured.clip.seconds)
     assert 1 < measured.made_s < 100
@@ -126,6 +171,7 @@ def test_a_stop_in_a_later_run_keeps_the_runs_that_are_whole(tiny_family):
         measure(
             str(tiny_family / "student"), PROMPT, SPEC, 3, False, on_progress=seen.append, should_stop=in_second_run
         )
+    assert caught.value.whole
     assert caught.value.measured.figures.runs == 1
     assert caught.value.clip.seconds == pytest.approx(1)
 
@@ -165,12 +211,38 @@ def test_compare_plays_the_same_prompt_with_each(demo_family):
     assert {measured.clip.prompt for measured in both} == {PROMPT}
     assert list(dict.fromkeys(heard)) == ["teacher", "student"]
     assert both[0].figures.disk_bytes > both[1].figures.disk_bytes
-    assert both[0].warm_up_s is None
+    assert both[0].figures.warm_up_s is None
 
 
 def test_compare_stops_when_it_is_asked_to(demo_family):
-    with pytest.raises(Cancelled):
+    with pytest.raises(StoppedComparing, match="stopped while teacher was playing") as caught:
         compare(PROMPT, ["teacher"], SPEC, should_stop=lambda: True)
+    assert caught.value.finished == {}
+
+
+def test_a_stopped_comparison_keeps_the_variants_that_are_whole(demo_family):
+    heard = []
+    with pytest.raises(StoppedComparing, match="stopped while student was playing") as caught:
+        compare(
+            PROMPT,
+            ["teacher", "student"],
+            SamplingSpec(seconds=60, seed=3),
+            warm_up=False,
+            on_audio=lambda model, *_: heard.append(model),
+            should_stop=lambda: "student" in heard,
+        )
+    assert list(caught.value.finished) == ["teacher"]
+    assert caught.value.finished["teacher"].clip.seconds == pytest.approx(60, abs=0.1)
+
+
+def test_a_variant_with_one_run_of_two_is_kept_with_that_one(demo_family):
+    seen = []
+    with pytest.raises(StoppedComparing) as caught:
+        compare(
+            PROMPT, ["student"], SPEC, 2, False, lambda _, progress: seen.append(progress),
+            lambda: sum(progress.stage == "text" and progress.done == 0 for progress in seen) == 2,
+        )  # fmt: skip
+    assert caught.value.finished["student"].figures.runs == 1
 
 
 def test_compare_names_an_unknown_model_before_it_plays_any(demo_family):
