@@ -20,6 +20,7 @@ _HOME = {
     "compare": ".measure.bench",
     "distill": ".distill.train",
     "quantize": ".quant.apply",
+    "evaluate": ".evaluate.run",
     "Cancelled": ".records",
     "Clip": ".records",
     "Figures": ".records",

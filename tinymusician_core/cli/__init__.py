@@ -23,12 +23,12 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> Parser:
     """The command line with all its sub-commands; each sets `run`, which takes the parsed options."""
-    from . import bench, compare, diagnose, distill, generate, quantize
+    from . import bench, compare, diagnose, distill, evaluate, generate, quantize
 
     parser = Parser(prog="tinymusician", description="Text-to-music models small enough for the machine before you.")
     parser.add_argument("--version", action="version", version=f"tinymusician {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for part in (generate, compare, bench, quantize, distill, diagnose):
+    for part in (generate, compare, bench, evaluate, quantize, distill, diagnose):
         part.add_commands(commands)
     return parser
 

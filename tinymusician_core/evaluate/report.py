@@ -109,3 +109,65 @@ def _rows(record: Mapping) -> list[tuple[str, Mapping]]:
     """Name and quality of variants and baselines."""
     variants = [(variant["model"], variant["quality"]) for variant in record["variants"]]
     return variants + [(each["name"], each["quality"]) for each in record["baselines"]]
+
+
+def _notes(record: Mapping) -> list[str]:
+    settings, context = record["settings"], record["context"]
+    prompts = "captions of held-out music" if settings["prompts"] is None else f"prompts {settings['prompts']}"
+    return [
+        f"{settings['clips']} clips of {settings['seconds']:g} s a variant, the same prompts ({prompts}) and seeds "
+        f"({settings['seed']} and up) for all; guidance 3, temperature 1, top-k 250",
+        f"embedder {context['embedder']}; reference {context['reference']}, total variance "
+        f"{context['total_variance']:.1f}; judge of prompts {context['listener']}",
+        f"TinyMusician {context['version']}, torch {context['torch']}, {context['threads']} threads",
+    ]
+
+
+def _retention(pairs: Mapping[str, Mapping]) -> str:
+    if not pairs:
+        return "One variant alone: there is nothing to compare it with."
+    columns = ("", "retention", "likelihood", "sound", "prompt")
+    return table(columns, [[name, *(_share(kept[part]) for part in columns[1:])] for name, kept in pairs.items()])
+
+
+def _share(figure: Mapping | None) -> str:
+    return interval_cell(figure, "{:.1%}")
+
+
+def _quality(record: Mapping) -> str:
+    rows = [[name, *(interval_cell(quality[key], form) for _, key, form in QUALITY)] for name, quality in _rows(record)]
+    return table(["", *(title for title, _, _ in QUALITY)], rows)
+
+
+def _adherence(record: Mapping) -> str:
+    """One row a variant and judge, one column an attribute, with chance."""
+    rows = []
+    for name, quality in _rows(record):
+        for judge, found in quality["adherence"].items():
+            rows.append([name, judge, *(_asked_cell(found.get(attribute)) for attribute in HEADS)])
+    return table(["", "judge", *HEADS], rows)
+
+
+def _asked_cell(found: Mapping | None) -> str:
+    if found is None:
+        return _share(None)
+    accuracy = found["accuracy"]
+    return f"{_share(accuracy)}, chance {found['chance']:.0%}, n {accuracy['n']}"
+
+
+def _speed(variants: Sequence[Mapping]) -> str:
+    rows = []
+    for variant in variants:
+        figures = {key: variant["figures"][key] for _, key, _, _ in SPEED}
+        scaled = [None if figures[key] is None else figures[key] * factor for _, key, factor, _ in SPEED]
+        rows.append([variant["model"], *(cell(x, form) for x, (_, _, _, form) in zip(scaled, SPEED, strict=True))])
+    return table(["", *(title for title, _, _, _ in SPEED)], rows)
+
+
+def _judges(judges: Mapping) -> str:
+    """How often the judges are right about held-out music, as sound and after the codec."""
+    rows = []
+    for judge, found in judges.items():
+        for attribute, kinds in found.items():
+            rows.append([judge, attribute, *(_share(kinds.get(kind)) for kind in ("real", "codec"))])
+    return table(["judge", "attribute", "right about real audio", "right after the codec"], rows)

@@ -23,9 +23,10 @@ from .. import __version__
 from ..files import whole_file
 from ..measure.bench import measure
 from ..pipeline import Pipeline
-from ..records import Cancelled, Figures, SamplingSpec, Waveform
+from ..records import Cancelled, Figures, SamplingSpec, Spread
 from ..text import EXAMPLE, check_known
 from ..variants import FAMILY, load
+from .bootstrap import DRAWS
 from .embedders import load_embedder
 from .held_out import HeldOut, codec_identity
 from .journal import Journal
@@ -37,7 +38,6 @@ from .settings import FILE, Settings, claim, read_prompts
 from .summary import Evaluation, Row, summarise
 
 RUNS = 3
-OTHER_TOKENS = "not measured: its codec's tokens are not those of the held-out music"
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,15 @@ class _Run:
         claim(self.folder, FILE, self.settings.as_dict() | self.context)
         reference = self._reference()
         rows = [self._variant(number, model) for number, model in enumerate(self.settings.models, start=1)]
-        made = summarise(self.settings, self.context, rows, reference, self.jury.listener.accuracy)
+        made = summarise(
+            self.settings.as_dict(),
+            self.context,
+            rows,
+            reference,
+            self.jury.listener.accuracy,
+            self.settings.seed,
+            DRAWS,
+        )
         if report_folder is not None:
             from .report import write_report
 
@@ -182,9 +190,10 @@ class _Run:
             spec = SamplingSpec(self.settings.seconds, self.settings.seed)
             found = measure(model, EXAMPLE, spec, RUNS, should_stop=self._should_stop).figures
             with whole_file(file) as partial:
-                partial.write_text(json.dumps(found.as_dict(), indent=1) + "\n", encoding="utf-8")
+                partial.write_text(json.dumps(found.as_dict() | found.more(), indent=1) + "\n", encoding="utf-8")
         self._tell(model, "speed", 1, 1)
-        return Figures(**json.loads(file.read_text(encoding="utf-8")))
+        record = json.loads(file.read_text(encoding="utf-8"))
+        return Figures(**record | {"spread": Spread(**record["spread"])})
 
     def _clips(self, model: str, pipeline: Pipeline, journal: Journal) -> tuple[Judged, ...]:
         wanted = self.settings.clips

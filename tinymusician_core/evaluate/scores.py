@@ -1,26 +1,26 @@
-"""The figures of one variant as functions of the rows that count, so that they can be worked out for any half of them."""
+"""The figures of one variant as functions of the rows that count: they can be worked out for any half of them."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..records import Figures
-from .adherence import adherence
+from .adherence import ATTRIBUTES, Score, hits_of, labels, score
 from .asked import asked
 from .frechet import frechet_distance, frechet_extrapolated, total_variance
 from .jury import Judged
 from .kernel import kernel_distance, median_distance
-from .listener import HEADS
 from .reference import Reference
 
 Statistic = Callable[[np.ndarray, np.ndarray, np.ndarray], "float | None"]
 """Takes the rows that count: of the clips, of the held-out windows, and of the reference."""
 MIN_ASKED = 20
+LISTENER, SECOND = "listener", "second opinion"
 LIKELIHOODS = ("nll", "perplexity", "kl_to_teacher")
 
 
@@ -40,8 +40,9 @@ def remembered(statistic: Callable) -> Callable:
     """The same function of rows; what it gave for the same rows before is not worked out again."""
     known: dict[bytes, object] = {}
 
-    def call(*rows: np.ndarray):
-        key = hashlib.blake2b(b"|".join(each.tobytes() for each in rows), digest_size=16).digest()
+    def call(*rows: np.ndarray | str):
+        texts = (each.encode() if isinstance(each, str) else each.tobytes() for each in rows)
+        key = hashlib.blake2b(b"|".join(texts), digest_size=16).digest()
         if key not in known:
             known[key] = statistic(*rows)
         return known[key]
@@ -63,12 +64,9 @@ class Scores:
         self.windows = 0 if row.nll is None else len(row.nll)
         self._sound = np.stack([each.embedding for each in row.clips]).astype(np.float64)
         self._real = reference.embeddings.astype(np.float64)
-        prompts = [each.prompt for each in row.clips]
-        self._asked = None if None in prompts else [asked(prompt) for prompt in prompts]
-        self._judges = {"listener": [each.heard for each in row.clips]}
-        self._judges["second opinion"] = [each.opinion for each in row.clips]
-        self._scores = remembered(self._adherence)
-        self.attributes = tuple(name for name in HEADS if self._count_asked(name) >= MIN_ASKED)
+        self._labels = _labels(row.clips)
+        self._scores = remembered(self._score)
+        self.attributes = tuple(name for name in ATTRIBUTES if self._count_asked(name) >= MIN_ASKED)
         self.statistics = self._distances() | self._likelihoods() | self._prompts()
 
     def count(self, name: str) -> int:
@@ -76,7 +74,8 @@ class Scores:
         return self.windows if name in LIKELIHOODS else len(self.row.clips)
 
     def _count_asked(self, attribute: str) -> int:
-        return sum(getattr(each, attribute) is not None for each in self._asked or ())
+        wanted, _ = self._labels.get((LISTENER, attribute), ((), ()))
+        return sum(each is not None for each in wanted)
 
     def _distances(self) -> dict[str, Statistic]:
         bandwidth = median_distance(self._real)
@@ -116,10 +115,39 @@ class Scores:
 
     def kappas(self, clips: np.ndarray) -> list[float] | None:
         """What the listener hears of each of `attributes`; None where one of them is not to be had for these clips."""
-        scores = self._scores("listener", clips)
-        kappas = [scores[name].kappa for name in self.attributes]
+        kappas = [self.score(LISTENER, name, clips).kappa for name in self.attributes]
         return None if not kappas or None in kappas else kappas
 
     def mean_kappa(self, clips: np.ndarray) -> float | None:
         kappas = self.kappas(clips)
         return None if kappas is None else math.fsum(kappas) / len(kappas)
+
+    def judged(self) -> list[tuple[str, str]]:
+        """Judge and attribute, for all that was asked for and that the judge has a say in."""
+        return [key for key, (wanted, _) in self._labels.items() if any(each is not None for each in wanted)]
+
+    def hits(self, judge: str, attribute: str) -> np.ndarray:
+        """1, 0, or nan where a clip's prompt did not ask; one a clip."""
+        return hits_of(*self._labels[judge, attribute])
+
+    def score(self, judge: str, attribute: str, clips: np.ndarray) -> Score:
+        """What a judge says of an attribute of some clips."""
+        return self._scores(judge, attribute, clips)
+
+    def _score(self, judge: str, attribute: str, clips: np.ndarray) -> Score:
+        wanted, heard = self._labels[judge, attribute]
+        return score(wanted[clips], heard[clips])
+
+
+def _labels(clips: Sequence[Judged]) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """Judge and attribute -> what was asked for and what was heard of each clip; nothing where a clip had no prompt."""
+    if any(each.prompt is None for each in clips):
+        return {}
+    wishes = [asked(each.prompt) for each in clips]
+    judges = {LISTENER: [each.heard for each in clips], SECOND: [each.opinion for each in clips]}
+    found = {}
+    for judge, attributes in ((LISTENER, ATTRIBUTES), (SECOND, ("tempo", "mode"))):
+        for attribute in attributes:
+            pair = labels(wishes, judges[judge], attribute)
+            found[judge, attribute] = tuple(np.array(each, dtype=object) for each in pair)
+    return found

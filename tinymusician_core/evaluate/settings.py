@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checks import whole
 from ..files import whole_file
-from ..records import SamplingSpec, _whole, check_prompt
+from ..records import SamplingSpec, check_prompt
 from ..variants import resolve
 
 FILE = "settings.json"
@@ -55,7 +56,7 @@ class Settings:
                 f"seconds must be {MIN_SECONDS:g} or more, as the judges need that much, got {spec.seconds:g}"
             )
         object.__setattr__(self, "models", tuple(map(str, self.models)))
-        object.__setattr__(self, "clips", _whole("clips", self.clips, MIN_CLIPS, MAX_CLIPS))
+        object.__setattr__(self, "clips", whole("clips", self.clips, MIN_CLIPS, MAX_CLIPS))
         object.__setattr__(self, "seconds", spec.seconds)
         object.__setattr__(self, "seed", spec.seed)
         if self.prompts is not None and not self.prompts:

@@ -15,10 +15,9 @@ import numpy as np
 
 from ..records import Figures
 from .bootstrap import DRAWS, bootstrap, proportion
-from .frechet import total_variance
 from .reference import Reference
 from .retention import likelihood_kept, prompt_kept, retention, sound_kept
-from .scores import Row, Scores, Statistic
+from .scores import LISTENER, SECOND, Row, Scores, Statistic
 from .settings import MIN_CLIPS
 
 SPEED = ("first_sound_ms", "ms_per_step", "x_realtime", "total_s", "peak_memory_bytes", "disk_bytes")
@@ -95,27 +94,28 @@ def summarise(
     """
     scores = [Scores(row, reference, seed) for row in rows]
     windows = max(each.windows for each in scores)
-    variance = total_variance(reference.embeddings)
     intervals = Intervals(len(rows[0].clips), windows, len(reference.embeddings), seed, draws)
     variants = [
-        {"model": row.model, "hash": row.hash, "figures": row.figures.as_dict(), "quality": quality(each, intervals)}
+        {"model": row.model, "hash": row.hash, "figures": row.figures.as_dict()}
+        | row.figures.more()
+        | {"quality": quality(each, intervals)}
         for row, each in zip(rows, scores, strict=True)
     ]
     return Evaluation(
         settings,
-        dict(context) | {"reference": reference.name, "total_variance": variance},
+        dict(context) | {"reference": reference.name, "total_variance": scores[0].variance(slice(None))},
         tuple(variants),
         tuple(_baselines(reference, seed, draws)),
         {name: _mean_of(values, seed, draws) for name, values in (reference.fidelity or {}).items()},
-        {"listener": listener_accuracy, "second_opinion": _opinions_right(reference)},
-        _retention(rows, scores, intervals, variance),
+        {LISTENER: listener_accuracy, SECOND: _opinions_right(reference)},
+        _retention(rows, scores, intervals),
     )
 
 
 def quality(scores: Scores, intervals: Intervals) -> dict:
     """The quality of one row by name; None for what was not measured."""
     found: dict = dict.fromkeys(FIGURES)
-    for name, statistic in scores.statistics().items():
+    for name, statistic in scores.statistics.items():
         found[name] = intervals(statistic, scores.count(name), LIMITS.get(name, ANY))
     for name, values in (("nll_per_codebook", scores.row.nll), ("kl_per_codebook", scores.row.kl)):
         found[name] = None if values is None else [_column(values[:, k], intervals) for k in range(values.shape[1])]
@@ -128,12 +128,19 @@ def _column(values: np.ndarray, intervals: Intervals) -> dict:
 
 def _adherence(scores: Scores, intervals: Intervals) -> dict:
     """Judge -> attribute -> accuracy (Wilson's interval), chance and kappa."""
-    found: dict = {}
+    found: dict = {judge: {} for judge, _ in scores.judged()}
+    every = np.arange(len(scores.row.clips))
     for judge, attribute in scores.judged():
-        score, hits = scores.adherence(judge, attribute), scores.hits(judge, attribute)
-        kappa = intervals(lambda c, w, r, j=judge, a=attribute: scores.kappa(j, a, c), score.n, LIMITS["kappa"])
-        entry = {"accuracy": asdict(proportion(hits)), "chance": score.chance, "kappa": kappa}
-        found.setdefault(judge, {})[attribute] = entry
+        score = scores.score(judge, attribute, every)
+
+        def kappa(*at: np.ndarray, judge: str = judge, attribute: str = attribute) -> float | None:
+            return scores.score(judge, attribute, at[0]).kappa
+
+        found[judge][attribute] = {
+            "accuracy": asdict(proportion(scores.hits(judge, attribute))),
+            "chance": score.chance,
+            "kappa": intervals(kappa, score.n, LIMITS["kappa"]),
+        }
     return found
 
 
@@ -148,33 +155,44 @@ def _baselines(reference: Reference, seed: int, draws: int) -> list[dict]:
     return made
 
 
+def _opinions_right(reference: Reference) -> dict:
+    """How often the second opinion is right about tempo and mode of real music, and of the same after the codec."""
+    found: dict = {}
+    for attribute in ("tempo", "mode"):
+        truth = [facts[attribute] for facts in reference.facts]
+        for kind, clips in (("real", reference.real), ("codec", reference.round_trip)):
+            hits = [getattr(each.opinion, attribute) == true for each, true in zip(clips, truth, strict=False)]
+            found.setdefault(attribute, {})[kind] = asdict(proportion(hits))
+    return found
+
+
 def _mean_of(values: Sequence[float], seed: int, draws: int) -> dict:
     return asdict(bootstrap(lambda x: float(x.mean()), np.array(values), seed=seed, n=draws))
 
 
-def _retention(rows: Sequence[Row], scores: Sequence[Scores], intervals: Intervals, variance: float) -> dict:
+def _retention(rows: Sequence[Row], scores: Sequence[Scores], intervals: Intervals) -> dict:
     """Every variant over the teacher, and over the variant before it."""
     pairs = [(k, 0) for k in range(1, len(rows))] + [(k, k - 1) for k in range(2, len(rows))]
     return {
-        f"{rows[k].model}/{rows[of].model}": _kept(scores[k], scores[of], intervals, variance)
+        f"{rows[k].model}/{rows[of].model}": _kept(scores[k], scores[of], intervals)
         | {"ratios": _ratios(scores[k], scores[of], intervals), "speed_ratios": _speed(rows[k], rows[of])}
         for k, of in pairs
     }
 
 
-def _kept(variant: Scores, teacher: Scores, intervals: Intervals, variance: float) -> dict:
+def _kept(variant: Scores, teacher: Scores, intervals: Intervals) -> dict:
     """The headline and its three parts (`retention.py`)."""
-    small, large = variant.statistics(), teacher.statistics()
+    small, large = variant.statistics, teacher.statistics
 
     def likelihood(*at: np.ndarray) -> float | None:
         return likelihood_kept(large["nll"](*at), small["nll"](*at)) if "nll" in small and "nll" in large else None
 
     def sound(*at: np.ndarray) -> float | None:
-        return sound_kept(large["fad_infinity"](*at), small["fad_infinity"](*at), variance)
+        return sound_kept(large["fad_infinity"](*at), small["fad_infinity"](*at), variant.variance(at[2]))
 
     def prompt(*at: np.ndarray) -> float | None:
-        kappas = [[each.kappa("listener", name, at[0]) for name in each.attributes] for each in (teacher, variant)]
-        return None if not kappas[0] or None in kappas[0] + kappas[1] else prompt_kept(*kappas)
+        kappas = teacher.kappas(at[0]), variant.kappas(at[0])
+        return None if None in kappas else prompt_kept(*kappas)
 
     def headline(*at: np.ndarray) -> float | None:
         return retention(likelihood(*at), sound(*at), prompt(*at))
@@ -191,7 +209,7 @@ def _kept(variant: Scores, teacher: Scores, intervals: Intervals, variance: floa
 
 def _ratios(variant: Scores, teacher: Scores, intervals: Intervals) -> dict:
     """Variant over teacher, figure by figure; None where one has no such figure, or the teacher's is not above 0."""
-    small, large, found = variant.statistics(), teacher.statistics(), {}
+    small, large, found = variant.statistics, teacher.statistics, {}
     for name in FIGURES:
         if name not in small or name not in large:
             found[name] = None

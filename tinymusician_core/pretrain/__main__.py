@@ -113,6 +113,13 @@ def publish_listener(work: Path, assets: Path) -> None:
     publish_listener(work, assets)
 
 
+def held_out(work: Path, assets: Path) -> None:
+    """Judge music of the test tunes and write what variants are measured against into assets."""
+    from tinymusician_core.pretrain.held_out import build_held_out
+
+    print(build_held_out(work, assets))
+
+
 def manifest(assets: Path) -> None:
     """Write assets/MANIFEST.json."""
     from tinymusician_core.pretrain.publish import write_manifest
@@ -120,7 +127,20 @@ def manifest(assets: Path) -> None:
     print(write_manifest(assets))
 
 
-STAGES = (scores, audio, codec, polish, tokens, teacher, listener, figures, publish, publish_listener, manifest)
+STAGES = (
+    scores,
+    audio,
+    codec,
+    polish,
+    tokens,
+    teacher,
+    listener,
+    figures,
+    publish,
+    publish_listener,
+    held_out,
+    manifest,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,103 @@
+"""`tinymusician evaluate`: how good variants are, and how much of a teacher they keep."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from . import show
+from .compare import VARIANTS
+from .sampling import read_amount, read_count
+from .stopping import stop_on_ctrl_c
+
+STAGES = {
+    "reference": "hearing the reference",
+    "speed": "measuring speed",
+    "clips": "playing and judging",
+    "likelihood": "reading held-out music",
+}
+
+
+def add_commands(commands) -> None:
+    """Add `evaluate` to the sub-commands."""
+    parser = commands.add_parser("evaluate", help="measure how good variants are, and what they keep of the first")
+    parser.add_argument(
+        "--models", default=VARIANTS, help=f"with commas between, the teacher first (default {VARIANTS})"
+    )
+    parser.add_argument("--clips", default="200", help="how many each variant plays, 20 or more (default 200)")
+    parser.add_argument("--seconds", default="10", help="length of a clip (default 10)")
+    parser.add_argument("--seed", default="0", help="clip i is drawn from seed + i (default 0)")
+    parser.add_argument("--prompts", help="a text file with a prompt a line (default: captions of held-out music)")
+    parser.add_argument("--embedder", default="listener", help="listener, clap, or a CLAP folder or hub id")
+    parser.add_argument("--reference", help="a folder of sound files to compare with (default: held-out music)")
+    parser.add_argument("--no-speed", action="store_true", help="leave speed and memory out")
+    parser.add_argument("-o", "--output", help="a folder for the report; a run that was stopped there goes on")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """Evaluate variants; Ctrl-C keeps what was made, where there is a folder for it."""
+    settings = {
+        "models": [name.strip() for name in options.models.split(",")],
+        "clips": read_count("clips", options.clips),
+        "seconds": read_amount("seconds", options.seconds),
+        "seed": options.seed,
+    }
+    with show.bar() as bar, stop_on_ctrl_c() as should_stop:
+        bar.show("evaluate: loading", 0, None)
+        from ..evaluate.run import evaluate
+
+        made = evaluate(
+            **settings,
+            prompts=options.prompts,
+            embedder=options.embedder,
+            reference=options.reference,
+            output=options.output,
+            speed=not options.no_speed,
+            on_progress=lambda step: bar.show(f"{step.model}: {STAGES[step.stage]}", step.done, step.total),
+            should_stop=should_stop,
+        )
+    record = made.as_dict()
+    if options.json:
+        show.emit_json(record | {"path": options.output})
+        return 0
+    _print(record)
+    if options.output is not None:
+        print(f"wrote {Path(options.output) / 'report.md'}")
+    return 0
+
+
+def _print(record: Mapping) -> None:
+    """Tables of retention, quality and adherence."""
+    from ..evaluate.report import QUALITY, interval_cell
+    from ..measure.report import NOTHING
+
+    parts = ("retention", "likelihood", "sound", "prompt")
+    if record["retention"]:
+        rows = [
+            [name, *(interval_cell(kept[part], "{:.1%}") for part in parts)]
+            for name, kept in record["retention"].items()
+        ]
+        _table(("", *parts), rows)
+    shown = [column for column in QUALITY if any(each["quality"][column[1]] for each in record["variants"])]
+    rows = []
+    for each in (*record["variants"], *record["baselines"]):
+        cells = [interval_cell(each["quality"][key], form) for _, key, form in shown]
+        rows.append([each.get("model") or each["name"], *cells])
+    _table(("", *(title for title, _, _ in shown)), rows)
+    context = record["context"]
+    print(f"{NOTHING} not measured; 95% intervals; embedder {context['embedder']}, reference {context['reference']}")
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    show.print_table(table)
