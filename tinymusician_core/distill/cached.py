@@ -131,7 +131,8 @@ class LogitCache:
         rows = []
         for pick in picks:
             part = self._file(pick // self._chunk)[0].get_slice(name)
-            rows.append(part[pick % self._chunk : pick % self._chunk + 1])
+            row = part[pick % self._chunk : pick % self._chunk + 1]
+            rows.append(row.float() if row.is_floating_point() else row)
         return torch.cat(rows)
 
     def take(self, picks: tuple[int, ...]) -> Drawn:

@@ -76,7 +76,7 @@ def narrow(state: dict[str, Tensor], heads: int, size: Size, projection: nn.Line
     width = kept["model.decoder.layer_norm.weight"].shape[0]
     text = projection
     if size.width < width:
-        text = _cut_text(kept, size, projection)
+        text = cut_text(kept, size, projection)
     found, units = {}, []
     for place, index in enumerate(size.layers):
         layer = {
@@ -107,7 +107,7 @@ def important_channels(state: dict[str, Tensor], size: Size) -> Tensor:
     return carried.topk(size.width).indices.sort().values
 
 
-def _cut_text(state: dict[str, Tensor], size: Size, projection: nn.Linear | None) -> nn.Linear:
+def cut_text(state: dict[str, Tensor], size: Size, projection: nn.Linear | None) -> nn.Linear:
     """Cut what the text passes through to the new width: its readers in `state` change, the projection comes back."""
     names = [f"{LAYERS}{i}.encoder_attn.{part}_proj.weight" for i in size.layers for part in "kv"]
     readers = torch.cat([state[name] for name in names])
