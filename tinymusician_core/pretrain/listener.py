@@ -22,7 +22,7 @@ from tinymusician_core.pretrain.pieces import read_audio
 from tinymusician_core.training import Trainer, TrainSettings
 
 LENGTHS_S = ((WINDOW_S, 0.6), (5.0, 0.15), (7.5, 0.15), (15.0, 0.1))
-HEAD_WEIGHTS = {"instrument": 1.0, "style": 0.5, "tempo": 1.0, "mode": 1.0}
+HEAD_WEIGHTS = {"instrument": 1.0, "style": 1.0, "tempo": 1.0, "mode": 1.0}
 KEY_WEIGHT, CHROMA_WEIGHT = 0.5, 2.0
 RARE_POWER, SMOOTHING = 0.5, 0.05
 DEFAULT = ListenerConfig()
@@ -105,7 +105,15 @@ def train_listener(
     train, held_out = ListenerData(work, "train"), ListenerData(work, "validation")
     model = ListenerTraining(config, {head: train.shares(head) for head in HEADS})
     settings = TrainSettings(
-        2e-3, minutes, steps, weight_decay=0.05, ema=0.999, betas=(0.9, 0.99), log_every=50, validate_every_s=120
+        2e-3,
+        minutes,
+        steps,
+        warm_up_steps=50,
+        weight_decay=0.05,
+        ema=0.999,
+        betas=(0.9, 0.99),
+        log_every=50,
+        validate_every_s=120,
     )
     trainer = Trainer(model, settings, work / "listener")
     trainer.resume()
