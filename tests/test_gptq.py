@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tinymusician_core.quant.gptq import DAMPING, _best_grid, gptq_groups
-from tinymusician_core.quant.int4 import GROUP, int4_groups, nearest
+from tinymusician_core.quant.gptq import DAMPING, best_grid, gptq_groups, gptq_rows
+from tinymusician_core.quant.int4 import GROUP, int4_groups, int4_rows, nearest
 from tinymusician_core.quant.schemes import from_tensors, pack, to_tensors
 
 
@@ -26,7 +26,7 @@ def slow_twin(weight, moment):
     """One group: after each input the inverse over those that are left, taken anew (Frantar et al. 2023, eq. 2)."""
     rest, width = weight.double().clone(), weight.shape[1]
     damped = moment.double() + DAMPING * moment.double().diagonal().mean() * torch.eye(width, dtype=torch.float64)
-    scale, middle = _best_grid(weight.clone(), damped.diagonal().float())
+    scale, middle = best_grid(weight.clone(), damped.diagonal().float())
     made = torch.empty_like(rest)
     for i in range(width):
         inverse = torch.linalg.inv(damped[i:, i:])
@@ -54,6 +54,11 @@ def test_products_stay_closer_than_with_the_nearest_numbers(size):
         return float((unseen @ (kept - weight).T).norm())
 
     assert off(gptq) < 0.75 * off(near)
+    rows = [
+        numbers.float() * scale.float().unsqueeze(1)
+        for numbers, scale in (int4_rows(weight), gptq_rows(weight, seen.T @ seen))
+    ]
+    assert off(rows[1]) < 0.75 * off(rows[0])
 
 
 def test_inputs_that_never_come_do_no_harm():
@@ -84,6 +89,12 @@ def test_a_packed_layer_is_stored_as_it_was_rounded():
     assert not torch.equal(tensors["nibbles"], to_tensors(layer, "int4")["nibbles"])
     with torch.inference_mode():
         assert torch.equal(from_tensors(layer, "int4", tensors)(x), pack(layer, "int4", moment)(x))
+    layer, moment = nn.Linear(96, 40), moment[:96, :96].contiguous()
+    tensors = to_tensors(layer, "int4-row", moment)
+    with torch.inference_mode():
+        assert torch.equal(
+            from_tensors(layer, "int4-row", tensors)(x[:, :96]), pack(layer, "int4-row", moment)(x[:, :96])
+        )
     for scheme in ("int8", "fp16"):  # they round without moments
         plain, same = to_tensors(layer, scheme), to_tensors(layer, scheme, moment)
         assert all(torch.equal(tensor, same[name]) for name, tensor in plain.items())

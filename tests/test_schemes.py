@@ -24,6 +24,7 @@ LINEAR_ERROR = {
     "int8": 0.02,
     "int8-weight": 0.015,
     "int4": 0.12,
+    "int4-row": 0.14,
     "bnb-int8": 0.02,
     "nf4": 0.13,
     "fp4": 0.2,
@@ -66,7 +67,7 @@ def test_a_linear_layer_stays_close_to_its_float_self(scheme, bias, shape):
     assert off(found, wanted) < LINEAR_ERROR[scheme]
 
 
-@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name != "int8-weight"])
+@pytest.mark.parametrize("scheme", [name for name in SCHEMES if name not in ("int8-weight", "int4-row")])
 @pytest.mark.parametrize("size", [(33, 17), (7, 5), (250, 130), (1, 3)])
 def test_odd_sizes_work(scheme, size):
     x = torch.randn(3, size[1], generator=torch.Generator().manual_seed(1))
@@ -74,9 +75,10 @@ def test_odd_sizes_work(scheme, size):
         assert off(pack(linear(*size), scheme)(x), linear(*size)(x)) < 1.5 * LINEAR_ERROR[scheme]
 
 
-def test_the_kernel_that_reads_whole_vectors_refuses_other_sizes():
+@pytest.mark.parametrize("scheme", ["int8-weight", "int4-row"])
+def test_the_kernel_that_reads_whole_vectors_refuses_other_sizes(scheme):
     with pytest.raises(ValueError, match="16 divides, got 17"):
-        pack(linear(33, 17), "int8-weight")
+        pack(linear(33, 17), scheme)
 
 
 @pytest.mark.parametrize("scheme", [name for name in SCHEMES if SCHEMES[name].takes(nn.Embedding(2, 2))])
@@ -143,11 +145,12 @@ def test_bytes_are_those_that_the_scheme_promises():
     assert stored_bytes(layer, "int8") == weights + 4 * 256
     assert stored_bytes(layer, "int8-weight") == weights + 2 * 256
     assert stored_bytes(layer, "int4") == weights // 2 + 4 * weights // 64
+    assert stored_bytes(layer, "int4-row") == weights // 2 + 2 * 256
     assert stored_bytes(layer, "nf4") == stored_bytes(layer, "fp4") == weights // 2 + 2 * weights // 64
     assert stored_bytes(nn.Embedding(100, 256), "int4") == 100 * 128 + 100 * 4 * 4
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4", "bnb-int8", "nf4", "fp4"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4", "int4-row", "bnb-int8", "nf4", "fp4"])
 def test_rows_of_zeros_and_rows_of_very_different_size_survive(scheme):
     layer = linear(40, 64)  # whole blocks of 64 a row: NF4's scales are then each row's own
     with torch.no_grad():
@@ -163,7 +166,7 @@ def test_rows_of_zeros_and_rows_of_very_different_size_survive(scheme):
     assert off(found[:, 2:], wanted[:, 2:]) < LINEAR_ERROR[scheme]
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4", "fp16", "bf16"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4", "int4-row", "fp16", "bf16"])
 def test_a_row_gives_the_same_whatever_stands_beside_it(scheme):
     layer = pack(linear(), scheme)
     x = torch.randn(9, 48, generator=torch.Generator().manual_seed(4))
@@ -182,7 +185,7 @@ def test_four_bits_come_back_from_the_kernel_as_they_went_in(size):
     assert all(torch.equal(tensor, again.stored()[name]) for name, tensor in stored.items())
 
 
-@pytest.mark.parametrize("scheme", ["fp16", "int8", "int8-weight", "int4"])
+@pytest.mark.parametrize("scheme", ["fp16", "int8", "int8-weight", "int4", "int4-row"])
 def test_weights_that_cannot_be_kept_are_refused(scheme):
     layer = linear()
     with torch.no_grad():
@@ -191,7 +194,7 @@ def test_weights_that_cannot_be_kept_are_refused(scheme):
         pack(layer, scheme)
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4"])
+@pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4", "int4-row"])
 def test_int8_says_that_it_stays_on_the_cpu(scheme):
     layer = pack(linear(), scheme).to("cpu")
     with pytest.raises(
@@ -248,7 +251,7 @@ def test_t5_feed_forward_leaves_the_input_of_a_packed_layer_alone(scheme):
 def test_what_a_device_cannot_run_is_named_with_the_reason(monkeypatch):
     assert unavailable("cpu") == {}
     there = unavailable("cuda")
-    assert set(there) == {"int8", "int8-weight", "int4"}
+    assert set(there) == {"int8", "int8-weight", "int4", "int4-row"}
     assert there["int4"] == "its kernel runs on the cpu alone, not on cuda"
     monkeypatch.setattr("tinymusician_core.quant.schemes.find_spec", lambda name: None)
     assert unavailable("cpu") == dict.fromkeys(("bnb-int8", "nf4", "fp4"), "bitsandbytes is not installed")

@@ -12,8 +12,8 @@ from .sensitivity import OnOption
 from .trial import Harm
 from .workbench import Outcome, Workbench
 
-UNIFORM = ("bf16", "fp16", "int8", "int8-weight", "int4", "nf4", "fp4")
-INSTEAD = {"int8-weight": ("int8",), "int4": ("int8",), "nf4": ("int8",), "fp4": ("int8",), "bnb-int8": ("int8",)}
+UNIFORM = ("bf16", "fp16", "int8", "int8-weight", "int4", "int4-row", "nf4", "fp4")
+INSTEAD = {"int8-weight": ("int8",), "int4-row": ("int4", "int8"), "nf4": ("int4", "int8"), "fp4": ("int4", "int8")}
 SHARES = (0.2, 0.4, 0.6, 0.8)  # of the layers, from the first, that the naive plans give four bits
 SIZES = (0.02, 0.1, 0.2, 0.35, 0.5, 0.7)  # of the way from the smallest plan to fp16
 
@@ -29,7 +29,10 @@ class Compared:
 
 
 def uniform(bench: Workbench, scheme: str) -> dict[str, str]:
-    """One scheme for all linear layers and embeddings; int8 for what it cannot take, and fp16 for what is neither."""
+    """One scheme for all linear layers and embeddings; where it cannot take one, torch's int4 or int8 in its place.
+
+    What is neither is stored in fp16.
+    """
     able = {(option.group.name, option.scheme) for option in bench.options}
     found = {}
     for option in bench.options:

@@ -8,14 +8,16 @@ shrunk where the weights that matter gain by it. The stored form, and so the ker
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .int4 import GROUP, grid, grouped, nearest, two_a_byte
+from .int4 import GROUP, TINY, grid, grouped, nearest, two_a_byte
 
 DAMPING = 0.01  # of the mean square of an input, added to each
-SHRINKS = tuple(1.0 - 0.04 * i for i in range(11))
+SHRINKS = tuple(1.0 - 0.04 * i for i in range(16))
 
 
 def gptq_groups(weight: Tensor, moment: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
@@ -32,16 +34,50 @@ def gptq_groups(weight: Tensor, moment: Tensor, group: int = GROUP) -> tuple[Ten
     Raises:
         ValueError: weights or moments that are not finite, or moments of another size.
     """
+    importance = _importance(weight, moment, group)
+    scales: list[Tensor] = []
+
+    def grid_of(part: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        scale, middle = best_grid(part, importance[first : first + group])
+        scales.append(torch.stack((scale, middle), dim=1))
+        return scale, middle
+
+    numbers = _rounded(weight, moment, group, grid_of)
+    return two_a_byte(numbers), torch.stack(scales, dim=1)
+
+
+def gptq_rows(weight: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
+    """As `int4.int4_rows`, rounded for inputs with the second moments `moment` [I,I]; raises as `gptq_groups`."""
+    importance = _importance(weight, moment, GROUP)[: weight.shape[1]]
+    scale = best_scale(weight.detach().float(), importance)
+    middle = torch.zeros_like(scale)
+    numbers = _rounded(weight, moment, GROUP, lambda part, first: (scale, middle))
+    return (numbers[:, : weight.shape[1]] - 8.0).to(torch.int8), scale
+
+
+def _importance(weight: Tensor, moment: Tensor, group: int) -> Tensor:
+    """How much an error in each input's weight counts, float32 [I filled up]; ValueError for moments that are none."""
     inputs = weight.shape[1]
     if tuple(moment.shape) != (inputs, inputs) or not bool(torch.isfinite(moment).all()):
         raise ValueError(f"the moments must be finite and [{inputs}, {inputs}], got {list(moment.shape)}")
+    return functional.pad(moment.diagonal().float(), (0, -inputs % group)) + DAMPING * _typical(moment)
+
+
+def _typical(moment: Tensor) -> float:
+    return float(moment.diagonal().mean()) or 1.0
+
+
+def _rounded(
+    weight: Tensor, moment: Tensor, group: int, grid_of: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """The numbers 0 to 15, float32 [O, I filled up]; `grid_of` is asked for a group's grid when its turn comes."""
     rest = grouped(weight, group).flatten(1)
-    factor, importance = _factor(functional.pad(moment.double(), (0, rest.shape[1] - inputs) * 2))
-    numbers, scales = torch.empty_like(rest), []
+    factor = _factor(functional.pad(moment.double(), (0, rest.shape[1] - weight.shape[1]) * 2), _typical(moment))
+    numbers = torch.empty_like(rest)
     for first in range(0, rest.shape[1], group):
         end = first + group
         part, triangle = rest[:, first:end], factor[first:end, first:end]
-        scale, middle = _best_grid(part, importance[first:end])
+        scale, middle = grid_of(part, first)
         off = torch.empty_like(part)
         for i in range(group):
             column = part[:, i]
@@ -50,27 +86,39 @@ def gptq_groups(weight: Tensor, moment: Tensor, group: int = GROUP) -> tuple[Ten
             off[:, i] = (column - kept) / triangle[i, i]
             part[:, i:] -= off[:, i : i + 1] * triangle[i : i + 1, i:]
         rest[:, end:] -= off @ factor[first:end, end:]
-        scales.append(torch.stack((scale, middle), dim=1))
-    return two_a_byte(numbers), torch.stack(scales, dim=1)
+    return numbers
 
 
-def _factor(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """The upper Cholesky factor of the inverse of the damped moments [I,I], and the mean squares [I], float32."""
-    squares = moment.diagonal()
-    typical = float(squares.mean()) or 1.0
+def _factor(moment: Tensor, typical: float) -> Tensor:
+    """The upper Cholesky factor float32 [I,I] of the inverse of the damped moments."""
     damped = moment + torch.eye(len(moment), dtype=moment.dtype) * (DAMPING * typical)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True).float(), damped.diagonal().float()
+    return torch.linalg.cholesky(inverse, upper=True).float()
 
 
-def _best_grid(part: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+def best_grid(part: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
     """The scale and the middle [O] of a group [O,group] whose weighted error of rounding is least."""
     low, high = part.amin(dim=1), part.amax(dim=1)
     centre, reach = (low + high) / 2, (high - low) / 2
-    best = torch.full_like(low, float("inf"))
-    scale, middle = grid(low, high)
+    grids = [grid(centre - shrink * reach, centre + shrink * reach) for shrink in SHRINKS]
+    return _least(part, importance, grids)
+
+
+def best_scale(weight: Tensor, importance: Tensor) -> Tensor:
+    """The scale [O] of rows [O,I] whose weighted error of rounding is least, on a grid around 0."""
+    most = weight.abs().amax(dim=1)
+    grids = []
     for shrink in SHRINKS:
-        tried, about = grid(centre - shrink * reach, centre + shrink * reach)
+        scale = (shrink * most / 7.5).clamp_min(TINY).to(torch.bfloat16)
+        grids.append((scale, torch.zeros_like(scale)))
+    return _least(weight, importance, grids)[0]
+
+
+def _least(part: Tensor, importance: Tensor, grids: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Of some grids, a scale and a middle [O] each, that with the least weighted error, row by row."""
+    best = torch.full_like(part[:, 0], float("inf"))
+    scale, middle = grids[0]
+    for tried, about in grids:
         kept = (nearest(part, tried.unsqueeze(1), about.unsqueeze(1)) - 8.0) * tried.float().unsqueeze(1)
         error = ((kept + about.float().unsqueeze(1) - part).square() * importance).sum(dim=1)
         better = error < best

@@ -1,4 +1,4 @@
-"""Linear layers of 4 bits by torch's own CPU kernel. O outputs, I inputs, G groups of a row, any leading shape."""
+"""Linear layers of 4 bits by torch's own CPU kernels. O outputs, I inputs, G groups of a row, any leading shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .linears import PackedLinear, expect, expect_bias
+from .linears import PackedLinear, WeightInt8Linear, expect, expect_bias
 
 GROUP = 64
 ROWS = 16  # the kernel takes a multiple of so many outputs
@@ -74,6 +74,48 @@ class Int4Linear(PackedLinear):
         if self.bias is not None:
             y += self.bias
         return y.view(*x.shape[:-1], self.out_features)
+
+
+class Int4RowLinear(WeightInt8Linear):
+    """4-bit weights on disk, a bfloat16 scale a row; in memory they are int8, and run as `WeightInt8Linear` does.
+
+    A weight is q * scale, q from -8 to 7. For small matrices, which lie in a cache, this is the fastest of the forms of
+    four bits, as nothing has to be taken apart at a step.
+    """
+
+    reads_moments = True
+
+    @classmethod
+    def pack(cls, linear: nn.Linear, moment: Tensor | None = None) -> Int4RowLinear:
+        """Each weight to the nearest number, or by GPTQ where the inputs' second moments [I,I] are known."""
+        if moment is None:
+            return cls(linear, *int4_rows(linear.weight), linear.bias)
+        from .gptq import gptq_rows
+
+        return cls(linear, *gptq_rows(linear.weight, moment), linear.bias)
+
+    @classmethod
+    def restore(cls, like: nn.Linear, tensors: dict[str, Tensor]) -> Int4RowLinear:
+        nibbles = expect(tensors, "nibbles", (like.out_features, -(-like.in_features // 2)), torch.uint8)
+        scale = expect(tensors, "scale", (like.out_features,), torch.bfloat16)
+        numbers = torch.stack((nibbles & 15, nibbles >> 4), dim=2).flatten(1)[:, : like.in_features]
+        return cls(like, numbers.to(torch.int8) - 8, scale, expect_bias(tensors, like))
+
+    def stored(self) -> dict[str, Tensor]:
+        numbers = functional.pad(self.values + 8, (0, self.in_features % 2))
+        bias = {} if self.bias is None else {"bias": self.bias}
+        return {"nibbles": two_a_byte(numbers), "scale": self.scale, **bias}
+
+
+def int4_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight [O,I] -> int8 [O,I] from -8 to 7 and scales bfloat16 [O].
+
+    Raises:
+        ValueError: weights that are not finite.
+    """
+    rows = grouped(weight, weight.shape[1])[:, 0]
+    scale = (rows.abs().amax(dim=1) / 7.5).clamp_min(TINY).to(torch.bfloat16)
+    return (nearest(rows, scale.unsqueeze(1), torch.zeros_like(scale).unsqueeze(1)) - 8.0).to(torch.int8), scale
 
 
 def grouped(weight: Tensor, group: int = GROUP) -> Tensor:

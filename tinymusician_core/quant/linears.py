@@ -164,7 +164,8 @@ class WeightInt8Linear(PackedLinear):
         super().__init__(like, bias)
         if like.in_features % self.MULTIPLE:
             raise ValueError(
-                f"int8-weight needs inputs that {self.MULTIPLE} divides, got {like.in_features}; int8 takes any"
+                f"int8-weight and int4-row need inputs that {self.MULTIPLE} divides, got {like.in_features}; "
+                "int8 and int4 take any"
             )
         self.register_buffer("values", aligned(values), persistent=False)
         self.register_buffer("scale", scale, persistent=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .bnb import BnbInt8Linear, FourBitLinear, Fp4Linear, Nf4Linear
 from .embeddings import Bf16Embedding, Fp16Embedding, Int4Embedding, Int8Embedding
-from .int4 import Int4Linear
+from .int4 import Int4Linear, Int4RowLinear
 from .linears import Bf16Linear, Fp16Linear, Int8Linear, WeightInt8Linear, expect, half_of
 
 
@@ -59,6 +59,7 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("int8", "torch.ao dynamic int8, a scale a row", Int8Linear, Int8Embedding),
         Scheme("int8-weight", "int8 weights, bfloat16 inputs", WeightInt8Linear, Int8Embedding),
         Scheme("int4", "torch's 4 bits, 64 weights a scale, bfloat16 inputs", Int4Linear, Int4Embedding),
+        Scheme("int4-row", "4 bits on disk, a scale a row; int8 in memory", Int4RowLinear),
         Scheme("bnb-int8", "bitsandbytes LLM.int8()", BnbInt8Linear),
         Scheme("nf4", "bitsandbytes NF4, 64 weights a scale", Nf4Linear),
         Scheme("fp4", "bitsandbytes FP4, 64 weights a scale", Fp4Linear),

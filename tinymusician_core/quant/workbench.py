@@ -21,7 +21,7 @@ from .trial import Harm, Judge, input_moments, tried
 
 MOMENT_WINDOWS, JUDGE_WINDOWS, HELD_OUT_WINDOWS = 48, 16, 16
 MANY_WEIGHTS = 2**25  # from here on a decoder is tried on a quarter of the windows
-PACE_SCHEMES = ("fp16", "int8", "int8-weight", "int4")
+PACE_SCHEMES = ("fp16", "int8", "int8-weight", "int4", "int4-row")
 SLACK_BYTES = 96  # what JSON and a header have around their entries, at most
 
 
