@@ -37,21 +37,8 @@ LOOSELY = ("with {a}", "and {a}")
 SIDE_NOTES = ("with {a} in the background", "over {a}", "under {a}", "plus {a}", "alongside {a}", *LOOSELY)
 HERE = "instrumenthere"
 UP_TO_TWO_WORDS = r"(?:(?!(?:on|by|for|and|over|with|under|in)\b)\w+ ){0,2}"
-AFTER_A_KEY = (
-    "at",
-    "in",
-    "on",
-    "for",
-    "tempo",
-    "with",
-    "and",
-    "over",
-    "key",
-    "mode",
-    "scale",
-    "around",
-    "played",
-    "to",
+AFTER_A_KEY = frozenset(
+    (*("at", "in", "on", "for", "to", "with", "and", "over", "around"), *("key", "mode", "scale", "tempo", "played"))
 )
 
 
