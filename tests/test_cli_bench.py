@@ -1,18 +1,20 @@
 """`tinymusician bench`: the variants' figures, the peers' table and JSON, and what it says to wrong arguments."""
 
 import json
+from contextlib import contextmanager
 
 import pytest
 from test_cli import FIGURES, run
 
-from tinymusician_core.cli import bench
+from tinymusician_core.cli import bench, show
+from tinymusician_core.measure import rounds
 from tinymusician_core.measure.bandwidth import read_bandwidth
 from tinymusician_core.text import EXAMPLE
 
 
 @pytest.fixture(autouse=True)
 def quick_bandwidth(monkeypatch):
-    monkeypatch.setattr(bench, "read_bandwidth", lambda: read_bandwidth(2**20, 0.01))
+    monkeypatch.setattr(rounds, "read_bandwidth", lambda: read_bandwidth(2**20, 0.01))
 
 
 def test_variants_are_measured_without_a_file(capsys, demo_family, tmp_path, monkeypatch):
@@ -22,13 +24,18 @@ def test_variants_are_measured_without_a_file(capsys, demo_family, tmp_path, mon
     )
     assert (code, err) == (0, "")
     record = json.loads(out.splitlines()[-1])
-    assert set(record) == {"prompt", "seed", "seconds", "bandwidth_gb_per_s", "variants"}
+    names = {"prompt", "seed", "seconds", "rounds", "machine", "bandwidth_gb_per_s", "variants", "path"}
+    assert set(record) == names
+    assert (record["rounds"], record["path"]) == (2, None)
+    assert record["machine"]["python"]
     assert (record["prompt"], record["seed"], record["seconds"]) == (EXAMPLE, 7, 0.5)
     assert record["bandwidth_gb_per_s"] > 0
     assert [variant["model"] for variant in record["variants"]] == ["teacher", "student"]
     for variant, layers in zip(record["variants"], (4, 2), strict=True):
         assert set(variant["figures"]) == FIGURES
-        assert (variant["figures"]["runs"], variant["figures"]["threads"]) == (2, 1)
+        assert (variant["figures"]["runs"], variant["figures"]["threads"], variant["processes"]) == (2, 1, 2)
+        assert len(variant["spread"]["x_realtime"]) == 2
+        assert variant["weights_bytes"] > variant["step_bytes"]
         weights = layers * (6 * 32 * 32 + 2 * 32 * 48) + 4 * 64 * 32
         assert variant["step_bytes"] == 4 * weights
         assert variant["gb_per_s"] is None, "weights in the cache are not read from memory"
@@ -36,13 +43,53 @@ def test_variants_are_measured_without_a_file(capsys, demo_family, tmp_path, mon
 
 
 def test_variants_as_a_table(capsys, demo_family, monkeypatch):
-    monkeypatch.setattr(bench, "cache_bytes", lambda: 1)
+    monkeypatch.setattr(rounds, "cache_bytes", lambda: 1)
     code, out, _ = run(capsys, "bench", "--models", "student", "--seconds", "0.5", "--runs", "1")
     assert code == 0
     assert "x real time" in out
     assert "median of 1 run\n" in out
     assert "memory bandwidth " in out
     assert "read by steps: student " in out
+
+
+def test_a_report_is_written_and_a_second_call_measures_nothing_anew(capsys, demo_family, tmp_path, monkeypatch):
+    arguments = ("bench", "--models", "student", "--seconds", "0.5", "--runs", "2", "-o", str(tmp_path / "report"))
+    code, out, err = run(capsys, *arguments)
+    assert (code, err) == (0, "")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    assert set(files) == {"runs.jsonl", "report.json", "report.md", "speed-size.png"}
+    assert out.splitlines()[-1] == f"wrote {tmp_path / 'report' / 'speed-size.png'}"
+    monkeypatch.setattr(rounds, "measure", None)
+    again, out, err = run(capsys, *arguments, "--json")
+    assert (again, err) == (0, "")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()} == files
+    assert json.loads(out)["path"] == str(tmp_path / "report")
+    written = json.loads(files["report.json"])
+    assert json.loads(out) == written | {"path": str(tmp_path / "report")}
+    code, _, err = run(capsys, *arguments, "--seed", "8")
+    assert code == 2
+    assert "was measured with spec" in err
+
+
+@pytest.mark.parametrize(("more", "says"), [((), "with -o FOLDER it could"), (("-o", "report"), "the same command")])
+def test_ctrl_c_says_how_to_go_on(capsys, demo_family, tmp_path, monkeypatch, more, says):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+
+    @contextmanager
+    def pressed():
+        yield lambda: ("2 of 4, student", "loading") in seen
+
+    monkeypatch.setattr(show.Bar, "step", lambda bar, who, step: seen.append((who, step.stage)))
+    monkeypatch.setattr(bench, "stop_on_ctrl_c", pressed)
+    arguments = ("bench", "--models", "teacher,student", "--seconds", "0.5", "--runs", "2", "--rounds", "2", *more)
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (130, "")
+    assert err.startswith("tinymusician bench: stopped after 1 of 4 processes; ")
+    assert says in err
+    assert err.count("\n") == 1
+    if more:
+        assert [path.name for path in (tmp_path / "report").iterdir()] == ["runs.jsonl"]
 
 
 def test_peers_print_a_table_json_and_a_report(capsys, tmp_path):
@@ -78,7 +125,10 @@ def test_peers_without_json_are_a_table(capsys):
         (("--peers", "--layers", "none"), "layers must be a whole number of 1 or more, got 'none'"),
         (("--peers", "--seconds", "60"), "seconds must be 25 or less"),
         (("--peers", "--seed", "x"), "seed must be"),
-        (("--peers", "--models", "student"), "models are variants"),
+        (("--peers", "--models", "student"), "models is for runs without --peers only"),
+        (("--peers", "--rounds", "2"), "rounds is for runs without --peers only"),
+        (("--peers", "--device", "cuda"), "device must be cpu with --peers"),
+        (("--rounds", "none"), "rounds must be a whole number of 1 or more, got 'none'"),
         (("--shape", "tiny"), "shape is for --peers only"),
         (("--student-layers", "2"), "student layers is for --peers only"),
         (("--models", "nobody"), "nobody"),

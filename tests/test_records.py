@@ -8,7 +8,7 @@ import pytest
 
 import tinymusician_core as tm
 from tinymusician_core import records
-from tinymusician_core.records import Clip, Figures, Progress, SamplingSpec, Timing, Waveform
+from tinymusician_core.records import Clip, Figures, Progress, SamplingSpec, Spread, Timing, Waveform
 
 
 def a_clip(**changes) -> Clip:
@@ -126,6 +126,34 @@ def test_figures_are_the_json_contract_and_null_where_not_measured():
         Figures(stages_ms={"lm": 1.0})
     with pytest.raises(ValueError, match="peak_memory_bytes"):
         Figures(peak_memory_bytes=-1)
+
+
+def test_what_stands_beside_the_figures_is_null_where_not_measured():
+    names = ["spread", "processes", "weights_bytes", "load_s", "load_peak_bytes", "warm_up_s"]
+    empty = Figures().more()
+    assert sorted(empty) == sorted(names)
+    spread = empty.pop("spread")
+    assert spread.pop("stages_ms") == {"text": None, "lm": None, "codec": None}
+    assert set(spread) == set(Figures().as_dict()) & set(spread)
+    assert set(spread.values()) == set(empty.values()) == {None}
+    full = Figures(spread=Spread(total_s=(1, 2.5), stages_ms={"codec": None, "lm": (1, 1), "text": None}), processes=3)
+    assert json.loads(json.dumps(full.more()))["spread"]["total_s"] == [1.0, 2.5]
+    assert full.more()["spread"]["stages_ms"]["lm"] == (1.0, 1.0)
+    assert full.as_dict() == Figures().as_dict()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"total_s": (2.0, 1.0)}, "total_s must be a lowest and a highest value, got 2 and 1"),
+        ({"peak_memory_bytes": (-1, 1)}, "peak_memory_bytes must be a number"),
+        ({"x_realtime": (1.0, float("nan"))}, "x_realtime must be a number"),
+        ({"stages_ms": {"lm": (1, 2)}}, "stages_ms must name text, lm and codec"),
+    ],
+)
+def test_a_spread_is_from_the_lowest_to_the_highest(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        Spread(**wrong)
 
 
 def test_a_clip_checks_codes_and_sound():

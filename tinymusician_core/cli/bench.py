@@ -42,7 +42,7 @@ def add_commands(commands) -> None:
 
 def run_bench(options: argparse.Namespace) -> int:
     """Measure variants, or peers."""
-    refused, where = (VARIANTS_ONLY, "variants, without --peers") if options.peers else (PEERS_ONLY, "--peers")
+    refused, where = (VARIANTS_ONLY, "runs without --peers") if options.peers else (PEERS_ONLY, "--peers")
     for name in refused:
         if getattr(options, name) is not None:
             raise ValueError(f"{name.replace('_', ' ')} is for {where} only")

@@ -126,7 +126,7 @@ def _ends(value: float, spread: Range) -> tuple[float, float]:
 
 
 def _label(axes: Axes, shown: Sequence[tuple[Point, str]]) -> None:
-    """Write each name beside its point, on the side where it covers least of the other names, points and bars."""
+    """Write each name beside its point: on the side where it covers no other name, or least of points and bars."""
     from matplotlib.transforms import Bbox
 
     axes.figure.canvas.draw()
@@ -134,7 +134,7 @@ def _label(axes: Axes, shown: Sequence[tuple[Point, str]]) -> None:
     marks = [Bbox(axes.transData.transform(list(pair))).padded(MARK_DOTS) for pair in corners]
     names: list[Bbox] = []
     for number, (point, colour) in enumerate(shown):
-        others = [*names, *marks[:number], *marks[number + 1 :]]
+        others = marks[:number] + marks[number + 1 :] + len(shown) * names
         tried = []
         for side in _SIDES:
             tried.append(_write(axes, point, colour, side, others))
