@@ -87,9 +87,15 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:
     mean = a.mean(axis=0) - b.mean(axis=0)
-    roots = [np.linalg.qr(x - x.mean(axis=0), mode="r") / np.sqrt(len(x) - 1) for x in (a, b)]
+    roots = [_root(x) for x in (a, b)]
     shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     return float(mean @ mean + sum((root**2).sum() for root in roots) - 2.0 * shared)
+
+
+def _root(x: np.ndarray) -> np.ndarray:
+    """A matrix R with R^T R the covariance of x [n, D], of no more than D rows."""
+    centred = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
+    return centred if len(x) <= x.shape[1] else np.linalg.qr(centred, mode="r")
 
 
 def frechet_extrapolated(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Extrapolated:
