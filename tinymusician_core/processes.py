@@ -6,6 +6,7 @@ model and takes its rows of every batch, and the gradients are averaged (distrib
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -58,6 +59,7 @@ class ManyProcesses(OneProcess):
         kind = self._accelerator.distributed_type
         if kind not in (DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
             raise ValueError(f"processes that share their work as {kind.value}; MULTI_CPU and MULTI_GPU are allowed")
+        atexit.register(self._accelerator.end_training)
         super().__init__(self._accelerator.device)
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
 
@@ -81,6 +83,11 @@ class ManyProcesses(OneProcess):
 
     def _all(self, row: Tensor) -> Tensor:
         return self._accelerator.reduce(row, reduction="sum")
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and shows things, by the environment that a launcher leaves."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def processes(device: str | torch.device = "cpu") -> OneProcess:

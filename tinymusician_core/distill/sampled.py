@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..domain import INSTRUMENTS, KIND, MODES, PLAYED_BY, TEMPI, TEMPO, TONICS
+from ..domain import KIND, MODES, PLAYED_BY, TEMPO, TONICS
 from ..engine import frames
 from ..engine.threads import step_threads
 from ..files import whole_file
@@ -89,16 +91,19 @@ def built_in_prompts(model: Pipeline, count: int, seed: int = 0) -> tuple[str, .
     Raises:
         ValueError: the model knows too few of the words.
     """
+
+    def known(phrases: Iterable[str]) -> list[str]:
+        return [phrase for phrase in dict.fromkeys(phrases) if not model.unknown_words(phrase)]
+
+    tables = [known(chain.from_iterable(table.values())) for table in (TEMPO, PLAYED_BY, KIND)]
+    tables += [known(TONICS), known(MODES)]
+    if math.prod(len(table) for table in tables) < 2 * count or model.unknown_words("in"):
+        raise ValueError(f"the model {model.name} knows too few words of the built-in prompts; give it some of its own")
     rng, found = random.Random(seed), {}
-    for _ in range(50 * count):
-        words = [rng.choice(TEMPO[rng.choice(TEMPI)]), rng.choice(PLAYED_BY[rng.choice(INSTRUMENTS)])]
-        words.append(rng.choice(KIND[rng.choice(list(KIND))]))
-        prompt = f"{' '.join(words)} in {rng.choice(TONICS)} {rng.choice(MODES)}"
-        if not model.unknown_words(prompt):
-            found[prompt] = None
-        if len(found) == count:
-            return tuple(found)
-    raise ValueError(f"the model {model.name} knows too few words of the built-in prompts; give it prompts of its own")
+    while len(found) < count:
+        tempo, instrument, kind, tonic, mode = (rng.choice(table) for table in tables)
+        found[f"{tempo} {instrument} {kind} in {tonic} {mode}"] = None
+    return tuple(found)
 
 
 def sample_tokens(

@@ -71,6 +71,7 @@ class Session:
         folder: Path,
         on_chunk: Callable[[int, int], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
+        splits: tuple[str, ...] = ("train", "validation"),
     ) -> dict[str, float]:
         """Put the teacher's logits on disk and give its decoder's memory back; what they take and what the cut costs.
 
@@ -78,7 +79,8 @@ class Session:
             Cancelled: as `LogitCache.build`.
         """
         spec, keep = self.spec, min(self.spec.cache_logits, self.teacher.start)
-        for split, batches, seed in (("train", self.batches, spec.seed), ("validation", self.held_out, 1)):
+        for split in splits:
+            batches, seed = (self.batches, spec.seed) if split == "train" else (self.held_out, 1)
             cache = LogitCache(folder, split, batches, self.teacher.start)
             chunks = VALIDATION_BATCHES if split == "validation" else None
             cache.build(self.teaching, keep, spec.batch, seed, self.together, chunks, on_chunk, should_stop)

@@ -1,0 +1,303 @@
+"""The ablation: every loss with every temperature schedule and every choice of layers, at one budget, over seeds.
+
+A plan is a JSON file:
+
+    {"teacher": "teacher", "data": "tokens", "steps": 400, "seeds": [0, 1, 2],
+     "losses": ["stage-mixed", "forward-kl", "alpha-beta:0.2,0.7"], "temperatures": [null, "1"],
+     "layers": [3, [0, 1, 7]], "baseline": "stage-mixed", "options": {"batch": 8, "seconds": 16}}
+
+`temperatures` null is the loss's own schedule; `data` may be given relative to the file; `options` are `DistillSpec`'s.
+Each run is a student in OUT/runs and, once finished, a record beside it; a stopped ablation goes on where it was.
+
+What is reported of each cell is the mean over its seeds with Student's t interval of 95%, and the difference from the
+cell of the baseline loss with the same layers, paired by seed. Seeds draw other windows; the student's start is the
+teacher's own weights, so that the spread is that of training.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ..files import whole_file
+from ..measure.plots import Point, scatter
+from ..measure.report import cell, document, table, write_files
+from ..records import Cancelled
+from ..training import CHECKPOINT, TrainProgress
+from .spec import DistillSpec
+from .train import Run, distill
+
+RUNS, PICTURE = "runs", "ablation.png"
+LEVEL = 0.95
+FIGURES = {
+    "kl": "KL to the teacher (nats)",
+    "cross_entropy": "cross-entropy (nats)",
+    "likelihood": "perplexity kept",
+}
+EXPLANATION = """
+How to read this:
+
+- KL to the teacher: forward KL of teacher and student on fixed held-out windows, in nats a token; less is better, and
+  it is what forward-kl itself is trained on. Cross-entropy is that of the held-out tokens. Perplexity kept is the
+  teacher's perplexity by the student's, exp(teacher's cross-entropy - student's): 100% is the teacher's own.
+- Each figure is the mean over seeds, with the 95% interval of Student's t in brackets; a single seed has none. Against
+  the baseline: the mean difference in KL from the baseline loss with the same layers, seed by seed. Where its interval
+  holds 0 the two cannot be told apart.
+"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is compared: a loss, a temperature schedule (None for the loss's own), and layers."""
+
+    loss: str
+    temperature: str | None
+    layers: int | tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        layers = (
+            f"{self.layers} layers" if isinstance(self.layers, int) else "layers " + ",".join(map(str, self.layers))
+        )
+        heat = "" if self.temperature is None else f" T={self.temperature}"
+        return f"{self.loss}{heat}, {layers}"
+
+    @property
+    def folder(self) -> str:
+        return "".join(c if c.isalnum() or c in "-." else "_" for c in self.label)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An ablation. Raises ValueError for what `DistillSpec` would refuse, an empty list, or an unknown baseline."""
+
+    teacher: str
+    data: str
+    losses: tuple[str, ...]
+    layers: tuple[int | tuple[int, ...], ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    temperatures: tuple[str | None, ...] = (None,)
+    steps: int | None = None
+    minutes: float | None = None
+    baseline: str = "stage-mixed"
+    options: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("losses", "layers", "seeds", "temperatures"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+                raise ValueError(f"the ablation's {name} are {value!r}; a list with at least one entry is needed")
+            entries = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in value)
+            if len(set(entries)) < len(entries):
+                raise ValueError(f"the ablation's {name} are {list(value)}; each entry may be there once")
+            object.__setattr__(self, name, entries)
+        if self.steps is None and self.minutes is None:
+            raise ValueError("the ablation has no budget; steps or minutes are needed")
+        if self.baseline not in self.losses:
+            raise ValueError(
+                f"the baseline is {self.baseline!r}; one of the losses is allowed: {', '.join(self.losses)}"
+            )
+        taken = {"loss", "temperature", "layers", "seed"} & set(self.options)
+        if taken:
+            raise ValueError(f"the ablation's options hold {', '.join(sorted(taken))}, which have lists of their own")
+        for each in self.cells:
+            self.run.settings(self.spec(each, self.seeds[0]))
+
+    @property
+    def run(self) -> Run:
+        return Run(self.minutes, self.steps)
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        return tuple(itertools.starmap(Cell, itertools.product(self.losses, self.temperatures, self.layers)))
+
+    def spec(self, of: Cell, seed: int) -> DistillSpec:
+        try:
+            return DistillSpec(of.layers, loss=of.loss, temperature=of.temperature, seed=seed, **self.options)
+        except TypeError as error:
+            raise ValueError(f"the ablation's options are {sorted(self.options)}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n seeds and its interval; None for both ends where there is but one."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        return None if self.low is None else (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell's figures, each over its seeds, and its difference in KL from the baseline's; None for itself."""
+
+    cell: Cell
+    figures: dict[str, Interval]
+    against: Interval | None
+
+
+def read_plan(path: str | os.PathLike) -> Plan:
+    """The plan in a JSON file; ValueError where it is none."""
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        plan = Plan(**record)
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as a JSON plan of an ablation") from error
+    except TypeError as error:
+        raise ValueError(f"{path} is no plan of an ablation: {str(error).replace('Plan.__init__() ', '')}") from error
+    if (path.parent / plan.data).is_dir():
+        return Plan(**{**record, "data": str(path.parent / plan.data)})
+    return plan
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean of some values, with Student's t interval."""
+    from scipy.stats import t
+
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n < 2:
+        return Interval(mean, None, None, n)
+    half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def run_ablation(
+    plan: Plan,
+    out_dir: str | os.PathLike,
+    on_progress: Callable[[str, int, int, TrainProgress | None], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Row]:
+    """Make every run that is not finished yet, and write the report.
+
+    Args:
+        plan: what to compare.
+        out_dir: the folder for students, records and the report.
+        on_progress: told the run, how many are finished, of how many, and where it stands.
+        should_stop: asked before every step.
+
+    Returns:
+        The cells, from the least KL to the most.
+
+    Raises:
+        ValueError: the folder holds another ablation, or what `distill` refuses.
+        Cancelled: `should_stop` said so; the same call goes on.
+    """
+    out = Path(out_dir)
+    _claim(out, plan)
+    orders = list(itertools.product(plan.cells, plan.seeds))
+    records = []
+    for done, (each, seed) in enumerate(orders):
+        name = f"{each.label}, seed {seed}"
+
+        def tell(at: TrainProgress | None, name: str = name, done: int = done) -> None:
+            if on_progress is not None:
+                on_progress(name, done, len(orders), at)
+
+        tell(None)
+        records.append(_run(plan, each, seed, out / RUNS, tell, should_stop))
+    found = rows_of(plan, records)
+    write_report(plan, found, records, out)
+    return found
+
+
+def _claim(out: Path, plan: Plan) -> None:
+    record, settings = out / "plan.json", json.loads(json.dumps(asdict(plan)))
+    if record.is_file():
+        if json.loads(record.read_text(encoding="utf-8")) != settings:
+            raise ValueError(f"{out} holds another ablation; give its plan unchanged, or another folder")
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty and holds no ablation; give a new folder")
+    write_files(out, {"plan.json": settings})
+
+
+def _run(plan: Plan, of: Cell, seed: int, folder: Path, tell: Callable, should_stop: Callable | None) -> dict:
+    """One run's record; made if it is not there."""
+    student = folder / f"{of.folder}-seed{seed}"
+    record = student.with_name(f"{student.name}.json")
+    if record.is_file():
+        return json.loads(record.read_text(encoding="utf-8"))
+    options = {k: v for k, v in asdict(plan.spec(of, seed)).items() if k != "layers"}
+    try:
+        made = distill(
+            plan.teacher,
+            plan.data,
+            of.layers,
+            student,
+            minutes=plan.minutes,
+            steps=plan.steps,
+            resume=True,
+            on_progress=tell,
+            should_stop=should_stop,
+            **options,
+        )
+    except Cancelled as stop:
+        raise Cancelled(f"stopped in {student.name}; the same command goes on from there") from stop
+    found = {"loss": of.loss, "temperature": of.temperature, "layers": list(made.layers), "seed": seed}
+    found |= {"steps": made.steps, "minutes": made.minutes, **made.validation}
+    with whole_file(record) as partial:
+        partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (student.with_name(f"{student.name}.training") / CHECKPOINT).unlink()
+    return found
+
+
+def _figures(record: dict) -> dict[str, float]:
+    ours, theirs = record["validation_cross_entropy"], record["validation_teacher_cross_entropy"]
+    return {"kl": record["validation_kl"], "cross_entropy": ours, "likelihood": math.exp(theirs - ours)}
+
+
+def rows_of(plan: Plan, records: Sequence[dict]) -> list[Row]:
+    """The cells with their figures, from the least KL to the most; records in the order of cells and seeds."""
+    seeds = len(plan.seeds)
+    by_cell = {each: records[i * seeds : (i + 1) * seeds] for i, each in enumerate(plan.cells)}
+    rows = []
+    for each, found in by_cell.items():
+        values = [_figures(record) for record in found]
+        figures = {name: interval([value[name] for value in values]) for name in FIGURES}
+        base, apart = Cell(plan.baseline, plan.temperatures[0], each.layers), None
+        if base != each:
+            others = (_figures(record) for record in by_cell[base])
+            apart = interval([mine["kl"] - other["kl"] for mine, other in zip(values, others, strict=True)])
+        rows.append(Row(each, figures, apart))
+    return sorted(rows, key=lambda row: row.figures["kl"].value)
+
+
+def write_report(plan: Plan, rows: Sequence[Row], records: Sequence[dict], out: Path) -> list[Path]:
+    """Write report.json, report.md and the picture; their paths."""
+    forms = {"kl": "{:.4f}", "cross_entropy": "{:.4f}", "likelihood": "{:.1%}"}
+    lines = [
+        [
+            row.cell.label,
+            *(cell(row.figures[name].value, form, row.figures[name].spread) for name, form in forms.items()),
+            "the baseline" if row.against is None else cell(row.against.value, "{:+.4f}", row.against.spread),
+        ]
+        for row in rows
+    ]
+    budget = f"{plan.steps} steps" if plan.steps is not None else f"{plan.minutes:g} minutes"
+    notes = [
+        f"teacher {plan.teacher}, {budget} a run, {len(plan.seeds)} seeds, {len(records)} runs",
+        f"options: {', '.join(f'{k} {v}' for k, v in plan.options.items()) or 'as they are by default'}",
+        f"baseline: {plan.baseline}" + (f" at T={plan.temperatures[0]}" if plan.temperatures[0] else ""),
+    ]
+    grid = table(("loss, temperature, layers", *FIGURES.values(), "KL against the baseline"), lines)
+    text = document("What a student learns best from", notes, grid, f"![KL and perplexity]({PICTURE})", EXPLANATION)
+    found = [{**asdict(row), "label": row.cell.label} for row in rows]
+    record = {"plan": asdict(plan), "rows": found, "runs": list(records)}
+    paths = write_files(out, {"report.json": record, "report.md": text})
+    points = []
+    for row in rows:
+        kl, kept = row.figures["kl"], row.figures["likelihood"]
+        points.append(Point(row.cell.label, kl.value, kl.spread, kept.value, kept.spread))
+    labels = (FIGURES["kl"], "perplexity kept (more is better)")
+    return [*paths, scatter(points, *labels, out / PICTURE, from_zero=False)]
