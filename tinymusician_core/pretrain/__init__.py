@@ -5,6 +5,6 @@ Each stage is one command, resumes where it stopped and writes into one work fol
     python -m tinymusician_core.pretrain scores|audio|codec|polish|tokens|teacher|publish --work DIR
 
 `audio` and `tokens` are done in parts by as many processes or machines as share the folder: `--shard 1/4` to
-`--shard 4/4`, in any order; a part that was killed is run again. Every part makes the same plan from the scores; the part
-of `tokens` that finds no piece missing puts them together.
+`--shard 4/4`, in any order; a part that was killed is run again. Every part makes the same plan from the scores.
+The part of `tokens` that finds no piece missing puts them together.
 """
