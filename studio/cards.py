@@ -68,7 +68,9 @@ def card(state: Card, folder: Path) -> str:
 
 def figures(values: dict | None) -> str:
     """The measured figures of one clip, each with its unit and meaning; without any, the empty places for them."""
-    cells = [_figure(words.name, words.label, words.meaning, *_shown(words, values)) for words in wording.FIGURES]
+    cells = [
+        _figure(words.name, words.label, _meaning(words, values), *_shown(words, values)) for words in wording.FIGURES
+    ]
     ran_on = wording.ran_on(values) if values is not None else "–"
     cells.append(_figure("device", "Ran on", "The device that computed, and its threads", "", ran_on))
     return f'<dl class="tm-figures{"" if values else " is-blank"}">{"".join(cells)}</dl>'
@@ -97,6 +99,11 @@ def history(takes: Sequence[Take]) -> str:
 
 def _shown(words: wording.FigureWords, values: dict | None) -> tuple[str, str]:
     return ("–", "") if values is None else wording.figure_parts(words, values)
+
+
+def _meaning(words: wording.FigureWords, values: dict | None) -> str:
+    """What a figure means, and how far its runs lie apart."""
+    return "; ".join(filter(None, (words.meaning, wording.apart(words, values or {}))))
 
 
 def _figure(name: str, label: str, meaning: str, number: str, unit: str) -> str:
@@ -182,7 +189,9 @@ def _failed(state: Card, folder: Path) -> str:
 def _split(clip: ClipRow) -> str:
     """Where the time went, and how often it was measured: one quiet line under the figures."""
     runs = clip.figures.get("runs")
+    apart = wording.apart(wording.FIGURE["x_realtime"], clip.figures)
     counted = [f"median of {runs} runs" if runs > 1 else "one run"] if runs else []
+    counted += [f"speed {apart.rpartition(' in ')[0]}"] if apart else []
     stages = clip.figures.get("stages_ms") or {}
     names = (("text", "text"), ("lm", "composing"), ("codec", "sound"))
     parts = [f"{word} {wording.spell_ms(stages[key])}" for key, word in names if stages.get(key) is not None]

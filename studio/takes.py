@@ -210,7 +210,7 @@ class Bench:
         stem = "_".join([slug(clip.prompt), slug(wording.model_title(model)), f"seed{clip.sampling.seed}", *marks])
         path = free_path(self.clips, stem)
         write_wav(path, clip.waveform, clip_tags(clip, **tags))
-        file, figures = path.relative_to(self.folder).as_posix(), made.figures.as_dict()
+        file, figures = path.relative_to(self.folder).as_posix(), made.figures.as_dict() | made.figures.more()
         return self.store.add_clip(order.take_id, model, clip.model_hash, file, clip.seconds, figures, made.stopped)
 
 

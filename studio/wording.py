@@ -95,6 +95,16 @@ def figure_parts(words: FigureWords, figures: Mapping[str, Any]) -> tuple[str, s
     return f"{value * words.scale:,.{words.places}f}", words.unit
 
 
+def apart(words: FigureWords, figures: Mapping[str, Any]) -> str:
+    """How far the runs lie apart in a figure, such as "11.9 to 13.2 ms in 3 runs"; "" for one run, or none measured."""
+    ends = (figures.get("spread") or {}).get(words.name)
+    runs = figures.get("runs") or 0
+    if ends is None or runs < 2:
+        return ""
+    low, high = (f"{end * words.scale:,.{words.places}f}" for end in ends)
+    return f"{low} to {high} {words.unit} in {runs} runs"
+
+
 def ran_on(figures: Mapping[str, Any]) -> str:
     """The device and its threads, such as "CPU, 2 threads"."""
     device, threads = figures.get("device"), figures.get("threads")

@@ -112,6 +112,7 @@ def faked(monkeypatch, quick):
 
     monkeypatch.setattr(rounds, "measure", pretend)
     monkeypatch.setattr(rounds, "read_bandwidth", lambda: 5e9)
+    monkeypatch.setattr(rounds.machine, "busy_share", lambda: 0.25)
     return asked
 
 
@@ -137,6 +138,8 @@ def test_every_variant_is_measured_in_processes_of_its_own(setting, tmp_path):
     assert list(dict.fromkeys(number for number, _ in told)) == [1, 2, 3, 4]
     assert {"loading", "warm-up", "lm"} <= {stage for _, stage in told}
     assert found.bandwidth > 0
+    assert len(found.others) == 4
+    assert all(0 <= share <= 1 for share in found.others)
     assert found.machine["torch"]
 
 
@@ -227,6 +230,9 @@ def test_the_report_says_every_figure_and_the_same_figures_give_the_same_files(s
     assert "3 runs a variant in 2 fresh processes" in text
     assert f"torch {found.machine['torch']}" in text
     assert "memory bandwidth 5.0 GB/s" in text
+    assert "other programs took 25% of the processor (25% to 25%), so a quiet machine is faster" in text
+    quiet = bench_report.markdown(replace(found, others=(0.0, 0.01)))
+    assert "took 0% of the processor (0% to 1%)\n" in quiet
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """What the studio shows, without a browser: words and figures, pictures, cards, and pages that give nothing away."""
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,11 @@ from studio_bench import FIGURES, RATE, ended, perform, play, row, tone
 from studio import app, ballots, cards, core, wording
 from studio.blind import BlindFiles
 from studio.players import file_url
-from studio.store import Take
+from studio.store import ClipRow, Take
 from studio.takes import Bench, Card
 from studio.trial import Pair, Preference, Vote, pairs_of
 from tinymusician_core import audio
-from tinymusician_core.records import Progress, SamplingSpec, Waveform
+from tinymusician_core.records import Progress, SamplingSpec, Spread, Waveform
 
 
 @pytest.fixture
@@ -72,6 +74,17 @@ def test_figures_are_written_with_their_units_and_never_invented():
     }
     assert wording.ran_on(FIGURES.as_dict()) == "CPU, 2 threads"
     assert wording.ran_on({"device": None}) == "not measured"
+
+
+def test_a_card_says_how_far_the_runs_lie_apart(tmp_path):
+    three = replace(FIGURES, runs=3, spread=Spread(x_realtime=(2.0, 2.5), ms_per_step=(11.94, 13.2)))
+    values = json.loads(json.dumps(three.as_dict() | three.more()))
+    assert wording.apart(wording.FIGURE["ms_per_step"], values) == "11.9 to 13.2 ms in 3 runs"
+    assert "Mean time of one decoder step; 11.9 to 13.2 ms in 3 runs" in cards.figures(values)
+    assert wording.apart(wording.FIGURE["peak_memory_bytes"], values) == ""
+    assert wording.apart(wording.FIGURE["x_realtime"], FIGURES.as_dict()) == "", "a take of an older version"
+    clip = ClipRow(1, 1, 0.0, "student", "0", "gone.wav", 1.0, values)
+    assert "median of 3 runs · speed 2.00 to 2.50 × real time · text 4 ms" in cards._split(clip)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from .measuring import Measuring, add_measuring, names, read_measuring
 from .sampling import read_count
 from .stopping import stop_on_ctrl_c
 
-RUNS, ROUNDS = 9, 3
+RUNS, ROUNDS = 15, 5
 PEERS_ONLY = ("shape", "layers", "student_layers", "rows")
 VARIANTS_ONLY = ("models", "rounds")
 

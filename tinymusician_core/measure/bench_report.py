@@ -8,8 +8,10 @@ from .machine import notes as machine_notes
 from .plots import Point, scatter
 from .report import cell, document, table, write_files
 from .rounds import Benched, Variant
+from .timing import extent, middle
 
 PICTURE = "speed-size.png"
+BUSY = 0.1  # a share of the processor that shows in the figures
 COLUMNS = (
     "model",
     "x real time",
@@ -34,7 +36,8 @@ How it was measured:
 - Peak memory: the highest resident set of a run above the same process with nothing loaded, the kernel's mark being set
   back before each run; on a GPU the most that torch allocates there. Weights: those that the model holds in memory, as
   they are stored there. On disk: every file that the model reads.
-- Two such reports agree where each median lies within the other's brackets.
+- Two such reports agree about a figure where their brackets overlap. The brackets hold what this machine did while it
+  was measured: what other programs took then is said above.
 """
 
 
@@ -65,11 +68,14 @@ def notes(found: Benched) -> list[str]:
     """What the table does not say: what was played, how often, and on what machine."""
     setting, first = found.setting, found.variants[0].figures
     reads = [f"{each.model} {each.gb_per_s:.1f} GB/s" for each in found.variants if each.gb_per_s is not None]
+    low, high = extent(found.others)
+    taken = f"{middle(found.others):.0%} of the processor ({low:.0%} to {high:.0%})"
     return [
         f"{setting.spec.seconds:g} s of “{setting.prompt}”, seed {setting.spec.seed}; {first.runs} "
         f"run{'s' * (first.runs != 1)} a variant in {first.processes} fresh process{'es' * (first.processes != 1)}, "
         f"on {first.device}",
         *machine_notes(found.machine),
+        f"other programs took {taken}{', so a quiet machine is faster than this' * (middle(found.others) > BUSY)}",
         f"memory bandwidth {found.bandwidth / 1e9:.1f} GB/s; read by steps: "
         f"{', '.join(reads) or 'every variant fits into the cache'}",
     ]

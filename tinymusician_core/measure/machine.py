@@ -8,7 +8,10 @@ import time
 from importlib import metadata
 from pathlib import Path
 
+import psutil
+
 PACKAGES = ("torch", "transformers", "audiocraft")
+LOOK_S = 0.5
 
 
 def describe(threads: int | None = None) -> dict:
@@ -50,6 +53,11 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def busy_share(seconds: float = LOOK_S) -> float:
+    """The share of the processor, 0 to 1, that is in use for so many seconds, while this program waits."""
+    return psutil.cpu_percent(interval=seconds) / 100.0
 
 
 def notes(machine: dict) -> list[str]:

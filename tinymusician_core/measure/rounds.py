@@ -22,7 +22,7 @@ from ..worker import ShouldStop
 from . import machine
 from .bandwidth import cache_bytes, read_bandwidth
 from .bench import check_models, check_runs, measure
-from .timing import Process, figures_of
+from .timing import Process, extent, figures_of, middle
 
 JOURNAL = "runs.jsonl"
 PASSING = ("date",)  # what may differ between two calls of one measurement
@@ -46,8 +46,8 @@ class Setting:
 
     models: tuple[str, ...]
     spec: SamplingSpec
-    runs: int = 9
-    rounds: int = 3
+    runs: int = 15
+    rounds: int = 5
     threads: int | None = None
     device: str = "cpu"
     prompt: str = EXAMPLE
@@ -108,11 +108,17 @@ class Variant:
 
 @dataclass(frozen=True)
 class Benched:
-    """All variants, the machine, and the bytes a second at which it reads memory."""
+    """All variants, and the machine.
+
+    Attributes:
+        bandwidth: the bytes a second at which it reads memory.
+        others: the share of its processor that other programs took, 0 to 1, looked at before each process.
+    """
 
     setting: Setting
     machine: dict
     bandwidth: float
+    others: tuple[float, ...]
     variants: tuple[Variant, ...]
 
     def as_dict(self) -> dict:
@@ -125,6 +131,7 @@ class Benched:
             "rounds": setting.rounds,
             "machine": self.machine,
             "bandwidth_gb_per_s": self.bandwidth / 1e9,
+            "others": {"median": middle(self.others), "spread": extent(self.others)},
             "variants": [variant.as_dict() for variant in self.variants],
         }
 
@@ -196,15 +203,18 @@ def bench(
     kept = Kept.open(setting, folder)
     for turn in turns(setting):
         if not kept.has(turn):
-            kept.add({"model": turn.model, "round": turn.round, "process": _take(turn, setting, on_turn, should_stop)})
+            others = machine.busy_share()
+            process = _take(turn, setting, on_turn, should_stop).as_dict()
+            kept.add({"model": turn.model, "round": turn.round, "others": others, "process": process})
             _check_same(turn.model, kept.processes(turn.model))
     if "bandwidth" not in kept.records[-1]:
         kept.add({"bandwidth": read_bandwidth()})
     variants = tuple(_variant(model, kept.processes(model)) for model in setting.models)
-    return Benched(setting, kept.records[0]["machine"], kept.records[-1]["bandwidth"], variants)
+    others = tuple(record["others"] for record in kept.records if "others" in record)
+    return Benched(setting, kept.records[0]["machine"], kept.records[-1]["bandwidth"], others, variants)
 
 
-def _take(turn: Turn, setting: Setting, on_turn: OnTurn | None, should_stop: ShouldStop | None) -> dict:
+def _take(turn: Turn, setting: Setting, on_turn: OnTurn | None, should_stop: ShouldStop | None) -> Process:
     report = None if on_turn is None else partial(on_turn, turn)
     try:
         measured = measure(
@@ -219,7 +229,7 @@ def _take(turn: Turn, setting: Setting, on_turn: OnTurn | None, should_stop: Sho
         )
     except Cancelled as stopped:
         raise Cancelled(f"stopped after {turn.number - 1} of {turn.total} processes") from stopped
-    return measured.process.as_dict()
+    return measured.process
 
 
 def _check_same(model: str, processes: Sequence[Process]) -> None:
