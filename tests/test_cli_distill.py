@@ -8,6 +8,7 @@ import signal
 import pytest
 import torch
 
+import tinymusician_core as tm
 from tinymusician_core import cli
 from tinymusician_core.cli import show, stopping
 from tinymusician_core.tokens import write_tokens
@@ -83,3 +84,111 @@ def test_a_second_ctrl_c_ends_a_run_hard():
         assert should_stop()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+SETTINGS = ("--layers", "0,2", "--batch", "2", "--seconds", "0.5", "--precision", "fp32", "--json")
+
+
+def test_every_setting_reaches_the_run(capsys, tiny_family, tmp_path):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a calm piano waltz\nlively flute\n")
+    how = ["--teacher", str(tiny_family / "teacher"), "--prompts", str(prompts), "--clips", "4", "--steps", "4"]
+    how += ["--width", "16", "--heads", "2", "--ffn", "20", "--loss", "alpha-beta:0.3,0.6", "--temperature", "2:1"]
+    how += ["--cross-entropy", "0", "--codebook-weights", "3,2,1,0.5", "--guidance", "fixed:3", "--dropout", "0"]
+    how += ["--cache-logits", "16", "--accumulate", "2", "--patience", "3", "--validate-every", "2", "-o", str(out)]
+    code, printed, err = run(capsys, "distill", *how, *SETTINGS)
+    assert (code, err) == (0, "")
+    record = json.loads(printed.splitlines()[-1])
+    assert (record["layers"], record["steps"], record["guidance"]) == ([0, 2], 4, 3.0)
+    assert record["cache"]["tokens_kept"] == 16
+    settings = json.loads((tmp_path / "out.training" / "settings.json").read_text())
+    assert {name: value for name, value in settings.items() if name != "teacher"} == {
+        "layers": [0, 2],
+        "width": 16,
+        "heads": 2,
+        "ffn": 20,
+        "loss": "alpha-beta:0.3,0.6",
+        "temperature": "2:1",
+        "cross_entropy": 0.0,
+        "codebook_weights": [3.0, 2.0, 1.0, 0.5],
+        "hidden": None,
+        "batch": 2,
+        "seconds": 0.5,
+        "accumulate": 2,
+        "learning_rate": 0.001,
+        "dropout": 0.0,
+        "on_policy": 0.0,
+        "cache_logits": 16,
+        "guidance": "fixed:3",
+        "patience": 3,
+        "validate_every": 2,
+        "bf16": False,
+        "seed": 0,
+    }
+
+
+def test_a_dry_run_measures_and_writes_nothing(capsys, tiny_family, tmp_path):
+    how = ["--teacher", str(tiny_family / "teacher"), "--prompts", "built-in", "--steps", "1000", "--dry-run"]
+    code, printed, err = run(capsys, "distill", *how, *SETTINGS, "--cache-logits", "8", "-o", str(tmp_path / "out"))
+    assert (code, err) == (0, "")
+    cost = json.loads(printed.splitlines()[-1])
+    teacher = tm.load(tiny_family / "teacher")
+    layer = 8 * 32 * 32 + 2 * 32 * 48 + 6 * 32
+    outside = 4 * 65 * 32 + 4 * 64 * 32 + 2 * 32
+    assert cost["decoder_parameters"] == 4 * layer + outside
+    assert cost["student_parameters"] == 2 * layer + outside
+    assert sum(p.numel() for p in teacher.decoder.parameters()) == cost["decoder_parameters"]
+    assert cost["gradient_bytes"] == 4 * cost["student_parameters"]
+    assert cost["optimizer_bytes"] == pytest.approx(8 * cost["student_parameters"], rel=0.01)
+    assert cost["weights_bytes"] >= 4 * cost["student_parameters"]
+    assert cost["activation_bytes"] > 0
+    assert cost["peak_memory_bytes"] > cost["optimizer_bytes"]
+    assert cost["flops_per_step"] > 6 * 2 * 12 * 2 * layer  # 2 windows of 12 frames, forwards and backwards
+    assert cost["hours"] == pytest.approx(1000 * cost["step_s"] / 3600)
+    assert cost["teacher_bytes"] == 0
+    windows = round(0.9 * 256 * 0.5 / 0.5 / 2) * 2 + 8
+    assert cost["cache_bytes"] == windows * 4 * (12 + 3) * 8 * 4
+    assert list(tmp_path.iterdir()) == []
+    code, printed, _ = run(capsys, "distill", *how, *SETTINGS[:-1])
+    assert code == 0
+    for words in ("optimizer", "activations", "peak memory", "1,000 steps", "the time in which the teacher plays"):
+        assert words in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--layers", "2"), "-o is missing"),
+        (("--layers", "2", "-o", "out"), "--data or --prompts is missing"),
+        (("--layers", "0,x", "-o", "out", "--data", "d"), "layers must be whole numbers with commas"),
+        (("--layers", "2", "-o", "out", "--data", "d", "--guidance", "wild"), "guidance is 'wild'"),
+        (("--layers", "2", "-o", "out", "--data", "d", "--codebook-weights", "1,x"), "a codebook weight must be"),
+        (("--layers", "2", "-o", "out", "--prompts", "none.txt"), "none.txt cannot be read as prompts"),
+        (("--layers", "2", "-o", "out", "--data", "d", "--prompts", "p"), "not allowed with argument"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(capsys, arguments, words):
+    code, _, err = run(capsys, "distill", *arguments)
+    assert code == 2
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_ablate_reports_the_best(capsys, tiny_family, tmp_path):
+    random = torch.Generator().manual_seed(0)
+    for split in ("train", "validation"):
+        clips = [torch.randint(0, 64, (4, 60), generator=random) for _ in range(3)]
+        write_tokens(tmp_path / "tokens", split, clips, [{"captions": [PROMPT], "bars": [0], "facts": {}}] * 3)
+    plan = {"teacher": str(tiny_family / "teacher"), "data": "tokens", "losses": ["stage-mixed", "jsd"], "layers": [1]}
+    plan |= {"seeds": [0], "steps": 1, "options": {"batch": 2, "seconds": 0.5}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    code, printed, err = run(capsys, "ablate", str(tmp_path / "plan.json"), "-o", str(tmp_path / "out"), "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(printed.splitlines()[-1])
+    assert record["best"] in ("stage-mixed, 1 layers", "jsd, 1 layers")
+    code, printed, _ = run(capsys, "ablate", str(tmp_path / "plan.json"), "-o", str(tmp_path / "out"))
+    assert code == 0
+    assert printed.splitlines()[-1].endswith("report.md, report.json, ablation.png")
+    code, _, err = run(capsys, "ablate", str(tmp_path / "none.json"), "-o", str(tmp_path / "x"))
+    assert code == 2
+    assert "cannot be read as a JSON plan" in err
