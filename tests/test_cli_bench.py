@@ -14,7 +14,7 @@ from tinymusician_core.text import EXAMPLE
 
 @pytest.fixture(autouse=True)
 def quick_bandwidth(monkeypatch):
-    monkeypatch.setattr(rounds, "read_bandwidth", lambda: read_bandwidth(2**20, 0.01))
+    monkeypatch.setattr(rounds, "read_bandwidth", lambda seconds: read_bandwidth(2**20, 0.01))
 
 
 def test_variants_are_measured_without_a_file(capsys, demo_family, tmp_path, monkeypatch):
@@ -24,7 +24,18 @@ def test_variants_are_measured_without_a_file(capsys, demo_family, tmp_path, mon
     )
     assert (code, err) == (0, "")
     record = json.loads(out.splitlines()[-1])
-    names = {"prompt", "seed", "seconds", "rounds", "machine", "bandwidth_gb_per_s", "others", "variants", "path"}
+    names = {
+        "prompt",
+        "seed",
+        "seconds",
+        "rounds",
+        "machine",
+        "bandwidth_gb_per_s",
+        "bandwidth_spread_gb_per_s",
+        "others",
+        "variants",
+        "path",
+    }
     assert set(record) == names
     assert (record["rounds"], record["path"]) == (2, None)
     assert record["machine"]["python"]
@@ -68,7 +79,7 @@ def test_a_report_is_written_and_a_second_call_measures_nothing_anew(capsys, dem
     assert json.loads(out) == written | {"path": str(tmp_path / "report")}
     code, _, err = run(capsys, *arguments, "--seed", "8")
     assert code == 2
-    assert "was measured with spec" in err
+    assert "was measured with seed 7, not 8; take another folder, or remove that file" in err
 
 
 @pytest.mark.parametrize(("more", "says"), [((), "with -o FOLDER it could"), (("-o", "report"), "the same command")])

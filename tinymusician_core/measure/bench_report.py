@@ -25,6 +25,7 @@ COLUMNS = (
     "weights MB",
     "on disk MB",
     "loading s",
+    "loading MB",
 )
 EXPLANATION = """
 How it was measured:
@@ -35,9 +36,10 @@ How it was measured:
   played. Text, LM and codec are where the whole time goes.
 - Peak memory: the highest resident set of a run above the same process with nothing loaded, the kernel's mark being set
   back before each run; on a GPU the most that torch allocates there. Weights: those that the model holds in memory, as
-  they are stored there. On disk: every file that the model reads.
+  they are stored there. On disk: every file that the model reads. Loading: its time, and the most memory meanwhile.
 - Two such reports agree about a figure where their brackets overlap. The brackets hold what this machine did while it
-  was measured: what other programs took then is said above.
+  was measured, looked at before each process: what other programs took of it then is said above. Where that differs
+  between two reports, so may the figures.
 """
 
 
@@ -57,6 +59,7 @@ def cells(variant: Variant) -> list[str]:
         cell(_megabytes(figures.weights_bytes), "{:,.1f}"),
         cell(_megabytes(figures.disk_bytes), "{:,.1f}"),
         cell(figures.load_s, "{:.2f}"),
+        cell(_megabytes(figures.load_peak_bytes), "{:,.1f}"),
     ]
 
 
@@ -68,7 +71,7 @@ def notes(found: Benched) -> list[str]:
     """What the table does not say: what was played, how often, and on what machine."""
     setting, first = found.setting, found.variants[0].figures
     reads = [f"{each.model} {each.gb_per_s:.1f} GB/s" for each in found.variants if each.gb_per_s is not None]
-    low, high = extent(found.others)
+    (low, high), (slowest, fastest) = extent(found.others), extent(found.bandwidth)
     taken = f"{middle(found.others):.0%} of the processor ({low:.0%} to {high:.0%})"
     return [
         f"{setting.spec.seconds:g} s of “{setting.prompt}”, seed {setting.spec.seed}; {first.runs} "
@@ -76,7 +79,7 @@ def notes(found: Benched) -> list[str]:
         f"on {first.device}",
         *machine_notes(found.machine),
         f"other programs took {taken}{', so a quiet machine is faster than this' * (middle(found.others) > BUSY)}",
-        f"memory bandwidth {found.bandwidth / 1e9:.1f} GB/s; read by steps: "
+        f"memory bandwidth {slowest / 1e9:.1f} to {fastest / 1e9:.1f} GB/s; read by steps: "
         f"{', '.join(reads) or 'every variant fits into the cache'}",
     ]
 

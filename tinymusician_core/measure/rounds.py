@@ -8,9 +8,8 @@ on disk as soon as it has ended; the same call goes on from there, and when all 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from .bench import check_models, check_runs, measure
 from .timing import Process, extent, figures_of, middle
 
 JOURNAL = "runs.jsonl"
+LOOK_S = 0.5
 PASSING = ("date",)  # what may differ between two calls of one measurement
 OnTurn = Callable[["Turn", Progress], None]
 
@@ -61,8 +61,10 @@ class Setting:
         object.__setattr__(self, "rounds", min(self.rounds, self.runs))
 
     def as_dict(self) -> dict:
-        """Every setting by name, ready for JSON."""
-        return json.loads(json.dumps(asdict(self)))
+        """Every setting by name, those of the draw among them, ready for JSON."""
+        names = ("runs", "rounds", "threads", "device", "prompt")
+        others = {name: getattr(self, name) for name in names}
+        return {"models": list(self.models), **others, **self.spec.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -111,13 +113,13 @@ class Benched:
     """All variants, and the machine.
 
     Attributes:
-        bandwidth: the bytes a second at which it reads memory.
-        others: the share of its processor that other programs took, 0 to 1, looked at before each process.
+        bandwidth: the bytes a second at which it read memory before each process.
+        others: the share of its processor that other programs took before each process, 0 to 1.
     """
 
     setting: Setting
     machine: dict
-    bandwidth: float
+    bandwidth: tuple[float, ...]
     others: tuple[float, ...]
     variants: tuple[Variant, ...]
 
@@ -130,7 +132,8 @@ class Benched:
             "seconds": setting.spec.seconds,
             "rounds": setting.rounds,
             "machine": self.machine,
-            "bandwidth_gb_per_s": self.bandwidth / 1e9,
+            "bandwidth_gb_per_s": max(self.bandwidth) / 1e9,
+            "bandwidth_spread_gb_per_s": [end / 1e9 for end in extent(self.bandwidth)],
             "others": {"median": middle(self.others), "spread": extent(self.others)},
             "variants": [variant.as_dict() for variant in self.variants],
         }
@@ -203,15 +206,14 @@ def bench(
     kept = Kept.open(setting, folder)
     for turn in turns(setting):
         if not kept.has(turn):
-            others = machine.busy_share()
+            before = {"others": machine.busy_share(), "bandwidth": read_bandwidth(seconds=LOOK_S)}
             process = _take(turn, setting, on_turn, should_stop).as_dict()
-            kept.add({"model": turn.model, "round": turn.round, "others": others, "process": process})
+            kept.add({"model": turn.model, "round": turn.round, **before, "process": process})
             _check_same(turn.model, kept.processes(turn.model))
-    if "bandwidth" not in kept.records[-1]:
-        kept.add({"bandwidth": read_bandwidth()})
     variants = tuple(_variant(model, kept.processes(model)) for model in setting.models)
-    others = tuple(record["others"] for record in kept.records if "others" in record)
-    return Benched(setting, kept.records[0]["machine"], kept.records[-1]["bandwidth"], others, variants)
+    head, *records = kept.records
+    looks = (tuple(record[name] for record in records) for name in ("bandwidth", "others"))
+    return Benched(setting, head["machine"], *looks, variants)
 
 
 def _take(turn: Turn, setting: Setting, on_turn: OnTurn | None, should_stop: ShouldStop | None) -> Process:
