@@ -37,9 +37,9 @@ How it was measured:
 - Peak memory: the highest resident set of a run above the same process with nothing loaded, the kernel's mark being set
   back before each run; on a GPU the most that torch allocates there. Weights: those that the model holds in memory, as
   they are stored there. On disk: every file that the model reads. Loading: its time, and the most memory meanwhile.
-- Two such reports agree about a figure where their brackets overlap. The brackets hold what this machine did while it
-  was measured, looked at before each process: what other programs took of it then is said above. Where that differs
-  between two reports, so may the figures.
+- Two such reports agree about a figure where their brackets overlap. Brackets hold what the machine did while it was
+  measured. What other programs took of it, looked at before each process, and what bandwidth they left, stand above:
+  where these differ between two reports, so may the figures.
 """
 
 

@@ -23,13 +23,13 @@ COLUMNS = (
 )
 EXPLANATION = f"""
 - Every row plays the same random weights, prompt tokens and seed with guidance 3 and top-k 250, in a fresh process of
-  its own, one row at a time, after a warm-up that does not count. Figures are medians of the
-  runs, and where there were several the lowest and highest time of a step stand beside it.
+  its own, one row at a time, after a warm-up that does not count. Figures are medians of the runs; of several runs the
+  lowest and the highest time of a step stand in brackets.
 - ms a step: all of the language model's time over its steps, drawing the tokens included. A step makes one column of
   four codebooks.
 - x real time: seconds of sound over the whole time, text, language model and codec. Codec ms a s: decoding alone, for
   each second of sound. First sound: ours streams; the others have none before the whole clip is there.
-- Peak memory: the highest resident set while playing, above the same process with its libraries and no model. What
+- Peak memory: the highest resident set of a run, above the same process with its libraries and no model. What
   making the weights took is given back before.
 - MB read a step: the weights of qkv, out, cross_q, cross_out, fc1, fc2 and heads, as they are stored. GB/s: those
   bytes over the time of a step; of bandwidth: the share of what the machine was seen to read, before the first row or
