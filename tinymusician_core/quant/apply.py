@@ -216,11 +216,13 @@ def load_quantized(folder: str | os.PathLike) -> Parts:
     ties = tied(modules)
     with safe_open(weights, framework="pt") as file:
         stored = _by_module(file.keys(), schemes)
-        for name, scheme in schemes.items():
+    for name, scheme in schemes.items():
+        with safe_open(weights, framework="pt") as file:  # opened anew each time: what was read is unmapped again
             tensors = {key: file.get_tensor(f"{name}.{key}") for key in stored[name]}
-            module = from_tensors(targets[name], scheme, tensors)
-            for place in (name, *ties.get(name, ())):
-                put(modules, place, module)
+        module = from_tensors(targets[name], scheme, tensors)
+        del tensors
+        for place in (name, *ties.get(name, ())):
+            put(modules, place, module)
     hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
     files = tuple(folder / name for name in ("config.json", *FILES))
     parts = (modules["decoder"], modules["text_encoder"], modules["codec"])
