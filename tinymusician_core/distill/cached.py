@@ -7,7 +7,9 @@ evenly over the other tokens: a full distribution, which every loss takes at eve
 On disk a window of P positions and K codebooks takes 4 K P N bytes: 4.1 MB for ten seconds of MusicGen (P = 503,
 K = 4, V = 2048) with N = 512, 0.5 MB with N = 64; all of V in float32 would take 16.5 MB. What the cut costs is
 measured on every window while it is written, and stands in cache.json: `kl_nats`, KL(teacher || restored), and `kept`,
-the probability of the tokens that were kept.
+the probability of the tokens that were kept. Music tokens are far less certain than words: of the demo teacher's 512
+entries N = 32 keep 75% of the probability and cost 0.18 nats, 64 keep 83% (0.10), 128 keep 91% (0.04), 256 keep 97%
+(0.008); a quarter of V is the least that makes sense, for a student ends at a few tenths of a nat from its teacher.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def cut(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def narrow(state: dict[str, Tensor], heads: int, size: Size, projection: nn.Linear | None) -> Narrowed:
-    """The weights of a student of that size, in float32.
+    """The weights of a student of that size, in float32 on the CPU.
 
     Args:
         state: the teacher's MusicgenForCausalLM weights.
@@ -71,7 +71,7 @@ def narrow(state: dict[str, Tensor], heads: int, size: Size, projection: nn.Line
         size: the student's; at most the teacher's in everything, its head width included.
         projection: the teacher's, from text encoder to D; None where the two have one width.
     """
-    kept = {name: tensor.float() for name, tensor in state.items()}
+    kept = {name: tensor.detach().float().cpu() for name, tensor in state.items()}
     channels = important_channels(kept, size)
     width = kept["model.decoder.layer_norm.weight"].shape[0]
     text = projection
@@ -114,7 +114,7 @@ def cut_text(state: dict[str, Tensor], size: Size, projection: nn.Linear | None)
     if projection is None:
         into = torch.eye(readers.shape[1])
     else:
-        into = torch.cat([projection.weight.detach().float(), projection.bias.detach().float()[:, None]], dim=1)
+        into = torch.cat([projection.weight.detach(), projection.bias.detach()[:, None]], dim=1).float().cpu()
     readers, into = cut(readers, into, size.width)
     state.update(zip(names, readers.chunk(len(names)), strict=True))
     bias = torch.zeros(size.width) if projection is None else into[:, -1]

@@ -27,6 +27,21 @@ from .teaching import Teaching, hidden_distance, matched, without_decoder
 VALIDATION_BATCHES = 4
 
 
+def check_fit(teacher: Teacher, spec: DistillSpec, together: OneProcess) -> None:
+    """ValueError where a teacher, or so many processes, cannot do what is asked."""
+    if teacher.guidance is not None and spec.guidance_scale is not None:
+        raise ValueError(f"the teacher has guidance of {teacher.guidance:g} built in already; leave guidance out")
+    if spec.batch % (spec.accumulate * together.world):
+        raise ValueError(
+            f"a batch of {spec.batch} in {spec.accumulate} parts on {together.world} processes; "
+            "a batch that can be shared out evenly is allowed"
+        )
+    books, weights = teacher.decoder.config.num_codebooks, spec.codebook_weights
+    if weights is not None and len(weights) != books:
+        raise ValueError(f"there are {len(weights)} codebook weights; the teacher has {books} codebooks")
+    teacher.check_width(spec.shape.of(teacher.decoder.config).width)
+
+
 class Session:
     """Teacher, student and their data.
 
@@ -38,25 +53,13 @@ class Session:
 
     def __init__(self, teacher: Teacher, tokens: str | os.PathLike, spec: DistillSpec, together: OneProcess):
         self.teacher, self.spec, self.terms, self.together = teacher, spec, spec.terms, together
-        if teacher.guidance is not None and spec.guidance_scale is not None:
-            raise ValueError(f"the teacher has guidance of {teacher.guidance:g} built in already; leave guidance out")
-        if spec.batch % (spec.accumulate * together.world):
-            raise ValueError(
-                f"a batch of {spec.batch} in {spec.accumulate} parts on {together.world} processes; "
-                "a batch that can be shared out evenly is allowed"
-            )
-        books = teacher.decoder.config.num_codebooks
-        if spec.codebook_weights is not None and len(spec.codebook_weights) != books:
-            raise ValueError(
-                f"there are {len(spec.codebook_weights)} codebook weights; the teacher has {books} codebooks"
-            )
+        check_fit(teacher, spec, together)
         self.guidance = spec.guidance_scale or teacher.guidance
         self.teaching = Teaching(teacher, spec.guidance_scale)
         frames = max(1, round(spec.seconds * teacher.frame_rate_hz))
         common = (teacher.text_encoder, teacher.delays, teacher.start, frames)
         self.batches = Batches(tokens, "train", *common, 0.0 if self.guidance else spec.dropout)
         self.held_out = Batches(tokens, "validation", *common, 0.0)
-        teacher.check_width(spec.shape.of(teacher.decoder.config).width)
         self.student = make_student(teacher.decoder, spec.shape, teacher.text_encoder.projection).to(together.device)
         self.running: nn.Module = self.student
         self.caches: dict[str, LogitCache] = {}

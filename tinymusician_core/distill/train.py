@@ -15,12 +15,13 @@ from pathlib import Path
 
 from ..files import whole_file
 from ..folders import check_free
+from ..pipeline import Pipeline
 from ..processes import OneProcess, processes
 from ..records import Cancelled
 from ..training import CHECKPOINT, LOG, Trainer, TrainProgress, TrainSettings
 from ..variants import load, resolve
 from .sampled import SampleSpec, built_in_prompts, sample_tokens
-from .session import Session
+from .session import Session, check_fit
 from .source import Teacher, hash_of, read_teacher
 from .spec import DistillSpec
 
@@ -135,14 +136,18 @@ def distill(
     found, out = read_teacher(resolve(teacher), str(together.device)), Path(out_dir)
     check_free(out, found.config["model_type"])
     folder = out.with_name(f"{out.name}.training")
-    session = None if tokens_dir is None else Session(found, tokens_dir, spec, together)
-    if session is None:
-        spec.shape.of(found.decoder.config)
+    check_fit(found, spec, together)
+    if tokens_dir is None:
+        model, order = _order(teacher, prompts, clips, spec, together)
+    else:
+        session = Session(found, tokens_dir, spec, together)
     if together.is_main:
         _claim(folder, {"teacher": hash_of(found), **asdict(spec)}, resume)
     together.wait()
-    if session is None:
-        tokens = _played(teacher, prompts, clips, spec, folder / TOKENS, together, on_stage, should_stop)
+    if tokens_dir is None:
+        told = None if on_stage is None else lambda done, of: on_stage("the teacher plays", done, of)
+        tokens = sample_tokens(model, order, folder / TOKENS, together, told, should_stop)
+        del model
         session = Session(found, tokens, spec, together)
     cache = None
     if spec.cache_logits is not None:
@@ -193,23 +198,19 @@ def check_source(tokens_dir: str | os.PathLike | None, prompts: str | Sequence[s
         raise ValueError(f"prompts are {prompts!r}; a list of texts, or {BUILT_IN!r}, is allowed")
 
 
-def _played(
+def _order(
     teacher: str | os.PathLike,
     prompts: str | Sequence[str],
     clips: int,
     spec: DistillSpec,
-    folder: Path,
     together: OneProcess,
-    on_stage: OnStage | None,
-    should_stop: Callable[[], bool] | None,
-) -> Path:
-    """The token folder that the teacher's own clips make."""
+) -> tuple[Pipeline, SampleSpec]:
+    """The teacher as one who plays, and what it is to play."""
     model = load(teacher, str(together.device))
     if isinstance(prompts, str):
         prompts = built_in_prompts(model, min(clips, BUILT_IN_PROMPTS), spec.seed)
-    wanted = SampleSpec(tuple(prompts), clips, spec.seconds, seed=spec.seed)
-    told = None if on_stage is None else lambda done, of: on_stage("the teacher plays", done, of)
-    return sample_tokens(model, wanted, folder, together, told, should_stop)
+    cfg = 3.0 if model.guidance is None else model.guidance
+    return model, SampleSpec(tuple(prompts), clips, spec.seconds, cfg, seed=spec.seed)
 
 
 def _claim(folder: Path, settings: dict, resume: bool) -> None:
