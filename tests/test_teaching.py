@@ -94,6 +94,15 @@ def test_a_student_with_guidance_built_in_takes_one_pass(family, tokens, monkeyp
     assert smaller.guidance == tm.load(family / "smaller").guidance == 3.0
 
 
+def test_quantized_it_still_takes_one_pass(family, tokens, monkeypatch):
+    tm.distill(family / "teacher", tokens, 1, family / "mine", steps=1, guidance="fixed:3", **SMALL)
+    tm.quantize(family / "mine", "int8", family / "small")
+    small, rows = tm.load(family / "small"), passes(monkeypatch)
+    assert small.guidance == 3.0
+    small.generate("a calm piano", SamplingSpec(seconds=1))
+    assert rows == [1]
+
+
 def test_a_guided_musicgen_is_a_plain_one_to_be_run_without_guidance(tiny_musicgen, tokens, tmp_path):
     from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 

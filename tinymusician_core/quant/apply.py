@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
-from ..bundle import WINDOW_S, Parts
+from ..bundle import GUIDANCE, WINDOW_S, Parts
 from ..files import check_safetensors, combined_hash, sha256_of
 from ..folders import check_free, whole_folder
 from ..pipeline import Pipeline
@@ -167,6 +167,7 @@ def config_record(pipeline: Pipeline, name: str, hashes: Mapping[str, str]) -> d
         "source": {"name": pipeline.name, "hash": pipeline.hash},
         "torch": torch.__version__,
         "window_s": pipeline.window_s,
+        **({} if pipeline.guidance is None else {GUIDANCE: pipeline.guidance}),
         **describe(pipeline.modules),
         "files": dict(hashes),
     }
@@ -226,7 +227,8 @@ def load_quantized(folder: str | os.PathLike) -> Parts:
     hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
     files = tuple(folder / name for name in ("config.json", *FILES))
     parts = (modules["decoder"], modules["text_encoder"], modules["codec"])
-    return Parts(config["name"], *parts, files, combined_hash(hashes), config.get("window_s", WINDOW_S))
+    window_s, scale = config.get("window_s", WINDOW_S), config.get(GUIDANCE)
+    return Parts(config["name"], *parts, files, combined_hash(hashes), window_s, scale)
 
 
 def _float_model(model: Pipeline | str | os.PathLike) -> Pipeline:
