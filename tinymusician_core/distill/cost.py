@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,9 +34,9 @@ class Cost:
     """The plan, and what it takes. Bytes are those of tensors; what is not known is None.
 
     `decoder_parameters` are the teacher's decoder's, of which the student's are a share; text encoder and codec stay.
-    `teacher_bytes` is its decoder with the text encoder, 0 in training where its logits are cached. `activation_bytes`
-    are the tensors kept for the backward pass of one part of a batch. `peak_memory_bytes` is the whole process's, or
-    the GPU's. `steps` and `hours` are the budget's. `cache_bytes` is on disk.
+    `teacher_bytes` is its decoder with the text encoder, and the latter alone where its logits are cached.
+    `activation_bytes` are the tensors kept for the backward pass of one part of a batch. `peak_memory_bytes` is the
+    whole process's, or the GPU's. `steps` and `hours` are the budget's. `cache_bytes` is on disk.
     """
 
     layers: tuple[int, ...]
@@ -100,20 +100,11 @@ def cost_of(
         trainer = Trainer(session.student, settings, Path(folder) / "run", device)
         with FlopCounterMode(display=False) as counter:
             kept = _activations(trainer, session)
-        step_s = _timed(trainer, session)
+        step_s = _step_s(trainer, session)
     total = settings.steps or max(1, int(60.0 * settings.minutes / step_s))
-    size, student = spec.shape.of(found.decoder.config), session.student
-    ours, theirs = _parameters(student), _parameters(found.decoder)
     return Cost(
-        **asdict(size),
-        decoder_parameters=theirs,
-        student_parameters=ours,
-        share=ours / theirs,
-        teacher_bytes=0 if spec.cache_logits else _bytes(found.decoder) + _bytes(found.text_encoder),
-        weights_bytes=_bytes(student),
-        average_bytes=sum(tensor.nbytes for tensor in trainer.average.values()),
-        gradient_bytes=sum(p.grad.nbytes for p in trainer.parameters if p.grad is not None),
-        optimizer_bytes=sum(_tensor_bytes(state) for state in trainer.optimizer.state.values()),
+        **asdict(spec.shape.of(found.decoder.config)),
+        **_sizes(found, session, trainer),
         activation_bytes=kept,
         peak_memory_bytes=_peak(torch.device(device)),
         flops_per_step=counter.get_total_flops(),
@@ -124,6 +115,21 @@ def cost_of(
         device=device,
         threads=torch.get_num_threads(),
     )
+
+
+def _sizes(teacher: Teacher, session: Session, trainer: Trainer) -> dict[str, float]:
+    """Parameters, and the bytes of everything that training holds but activations."""
+    ours, theirs = _parameters(session.student), _parameters(teacher.decoder)
+    return {
+        "decoder_parameters": theirs,
+        "student_parameters": ours,
+        "share": ours / theirs,
+        "teacher_bytes": _bytes(teacher.text_encoder) + (0 if session.caches else _bytes(teacher.decoder)),
+        "weights_bytes": _bytes(session.student),
+        "average_bytes": sum(tensor.nbytes for tensor in trainer.average.values()),
+        "gradient_bytes": sum(p.grad.nbytes for p in trainer.parameters if p.grad is not None),
+        "optimizer_bytes": sum(_tensor_bytes(state) for state in trainer.optimizer.state.values()),
+    }
 
 
 def _noise(teacher: Teacher, spec: DistillSpec, folder: Path) -> Path:
@@ -152,6 +158,17 @@ def _activations(trainer: Trainer, session: Session) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         trainer.train_step(session.loss)
     return sum(seen.values()) // session.spec.accumulate
+
+
+def _step_s(trainer: Trainer, session: Session) -> float:
+    """Seconds of a step; of the mean of both kinds of step where some are on-policy."""
+    spec, total = session.spec, 0.0
+    for share, on_policy in ((1.0 - spec.on_policy, 0.0), (spec.on_policy, 1.0)):
+        if share > 0.0:
+            session.spec = replace(spec, on_policy=on_policy)
+            total += share * _timed(trainer, session)
+    session.spec = spec
+    return total
 
 
 def _timed(trainer: Trainer, session: Session) -> float:
