@@ -94,7 +94,7 @@ def test_two_processes_give_the_curve_of_one(family):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
     done = subprocess.run(
         [*launcher, *MODULE[1:], *command(family, "two", *how, "--accumulate", "2", "--json")],
-        env={**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
