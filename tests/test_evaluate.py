@@ -14,6 +14,7 @@ import pytest
 import soundfile
 from evaluation import make_assets, records
 from test_cli import FIGURES, run
+from test_embedders import save_tiny_clap
 
 import tinymusician_core as tm
 from tinymusician_core.evaluate.jury import Judged
@@ -25,6 +26,7 @@ from tinymusician_core.records import Cancelled
 
 MODELS = ("teacher", "student")
 QUICK = {"models": MODELS, "clips": 20, "seconds": 1, "speed": False}
+ONE = QUICK | {"models": ("student",)}
 COMMAND = ("evaluate", "--models", "teacher,student", "--clips", "20", "--seconds", "1", "--no-speed")
 FILES = {"report.json", "report.md", "quality-size.png", "quality-speed.png"}
 
@@ -114,15 +116,17 @@ def test_retention_is_what_its_definition_says(whole):
     assert kept["speed_ratios"]["disk_bytes"] < 1
 
 
-def test_a_second_run_gives_the_same_bytes(whole, tmp_path):
-    evaluate(**QUICK, output=tmp_path / "run")
-    assert contents(tmp_path / "run") == contents(whole[0])
-
-
-def test_without_a_folder_the_figures_are_the_same(whole, tmp_path, monkeypatch):
+def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert evaluate(**QUICK).as_dict() == whole[1].as_dict()
+    steps = []
+    evaluate(**ONE, on_progress=steps.append)
     assert not list(tmp_path.iterdir())
+    assert [(step.stage, step.done) for step in steps] == [
+        *(("clips", done) for done in range(21)),
+        *(("likelihood", done) for done in range(21)),
+        *(("figures", done) for done in range(2)),
+    ]
+    assert {(step.model, step.total) for step in steps} == {("student", 20), ("all", 1)}
 
 
 def test_a_kill_in_the_middle_changes_nothing(whole, tmp_path):
@@ -160,16 +164,6 @@ def test_a_stop_says_how_to_go_on(whole, tmp_path):
         evaluate(**QUICK, should_stop=lambda: True)
 
 
-def test_progress_tells_models_stages_and_counts(tmp_path):
-    steps = []
-    evaluate(**QUICK | {"models": ("student",)}, on_progress=steps.append)
-    assert [(step.stage, step.done) for step in steps] == [
-        *(("clips", done) for done in range(21)),
-        *(("likelihood", done) for done in range(21)),
-    ]
-    assert {(step.model, step.total) for step in steps} == {("student", 20)}
-
-
 def test_other_settings_do_not_go_into_the_same_folder(whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole[0], folder)
@@ -183,7 +177,7 @@ def test_other_settings_do_not_go_into_the_same_folder(whole, tmp_path):
 
 def test_prompts_of_ones_own_are_played_in_turn(tmp_path):
     (tmp_path / "prompts.txt").write_text("lively flute\na slow march in d minor\na calm guitar jig\n")
-    evaluate(**QUICK | {"models": ("student",)}, prompts=tmp_path / "prompts.txt", output=tmp_path / "run")
+    evaluate(**ONE, prompts=tmp_path / "prompts.txt", output=tmp_path / "run")
     clips = records(tmp_path / "run" / "1-student" / "clips.jsonl")
     assert [clip["prompt"] for clip in clips[1:4]] == ["a slow march in d minor", "a calm guitar jig", "lively flute"]
     with pytest.raises(ValueError, match="no word that this model knows"):
@@ -194,18 +188,29 @@ def test_a_folder_of_sounds_as_the_reference(tmp_path, assets):
     sounds = tmp_path / "sounds"
     shutil.copytree(assets.parent / "work" / "audio", sounds / "deeper")
     soundfile.write(sounds / "short.wav", np.zeros(16000, np.float32), 32000)
-    made = evaluate(**QUICK | {"models": ("student",)}, reference=sounds, output=tmp_path / "run").as_dict()
+    made = evaluate(**ONE, reference=sounds, output=tmp_path / "run").as_dict()
     assert made["context"]["reference"] == "sounds (64 windows of 1 s)"
     assert [each["name"] for each in made["baselines"]] == ["real audio"]
     assert made["baselines"][0]["quality"]["adherence"] == {}
     assert made["baselines"][0]["quality"]["fad"]["n"] == 32
     judged = (tmp_path / "run" / "reference.jsonl").read_bytes()
-    again = evaluate(**QUICK | {"models": ("student",)}, reference=sounds, output=tmp_path / "run").as_dict()
+    again = evaluate(**ONE, reference=sounds, output=tmp_path / "run").as_dict()
     assert again == made
     assert (tmp_path / "run" / "reference.jsonl").read_bytes() == judged
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no sound files; .wav, .flac, .ogg, .mp3 are allowed"):
         evaluate(**QUICK, reference=tmp_path / "empty")
+
+
+def test_clap_needs_sounds_to_compare_with_and_scores_prompts(tmp_path, assets):
+    clap = save_tiny_clap(tmp_path / "tiny-clap")
+    with pytest.raises(ValueError, match="embedded by the listener alone; with tiny-clap-.* give a folder of sound"):
+        evaluate(**ONE, embedder=str(clap))
+    made = evaluate(**ONE, embedder=str(clap), reference=assets.parent / "work" / "audio").as_dict()
+    quality = made["variants"][0]["quality"]
+    assert -1 <= quality["clap_score"]["low"] <= quality["clap_score"]["value"] <= quality["clap_score"]["high"] <= 1
+    assert quality["adherence"]["listener"]["instrument"]["accuracy"]["n"] == 20
+    assert made["context"]["embedder"].startswith("tiny-clap-")
 
 
 def test_a_model_with_another_codec_has_no_likelihood(tiny_musicgen):
@@ -219,7 +224,7 @@ def test_a_model_with_another_codec_has_no_likelihood(tiny_musicgen):
 
 
 def test_speed_is_measured_in_a_process_of_its_own(tmp_path):
-    options = QUICK | {"models": ("student",), "speed": True}
+    options = ONE | {"speed": True}
     made = evaluate(**options, output=tmp_path / "run").as_dict()
     figures = made["variants"][0]["figures"]
     assert set(figures) == FIGURES

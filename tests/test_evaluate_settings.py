@@ -18,6 +18,7 @@ FACTS = {"models": ["teacher", "student"], "clips": 20, "reference": None}
         ({"clips": 19}, "clips must be a whole number from 20 to 10000, got 19"),
         ({"seconds": 0.5}, "seconds must be 1 or more"),
         ({"seed": -1}, "seed must be a whole number"),
+        ({"device": "tpu"}, "device must be one of cpu, cuda, got 'tpu'"),
         ({"prompts": ()}, "at least one, got none"),
         ({"reference": "nowhere"}, "reference must be a folder of sound files, got 'nowhere'"),
     ],

@@ -19,6 +19,7 @@ STAGES = {
     "speed": "measuring speed",
     "clips": "playing and judging",
     "likelihood": "reading held-out music",
+    "figures": "working out figures",
 }
 
 
@@ -35,6 +36,7 @@ def add_commands(commands) -> None:
     parser.add_argument("--embedder", default="listener", help="listener, clap, or a CLAP folder or hub id")
     parser.add_argument("--reference", help="a folder of sound files to compare with (default: held-out music)")
     parser.add_argument("--no-speed", action="store_true", help="leave speed and memory out")
+    parser.add_argument("--device", default="cpu", help="what the variants run on: cpu or cuda (default cpu)")
     parser.add_argument("-o", "--output", help="a folder for the report; a run that was stopped there goes on")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.set_defaults(run=run_evaluate)
@@ -59,6 +61,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
             reference=options.reference,
             output=options.output,
             speed=not options.no_speed,
+            device=options.device,
             on_progress=lambda step: bar.show(f"{step.model}: {STAGES[step.stage]}", step.done, step.total),
             should_stop=should_stop,
         )

@@ -40,7 +40,7 @@ class HeldOut:
         embeddings: float32 [n, D] of other tunes, the reference.
         fidelity: the codec's cost for each window, by measure.
         listener: the name of the listener that judged.
-        codec: the identity of the codec that encoded.
+        codec: the identity of the codec that encoded; decoder: the first 16 digits of its decoder's sha256.
         seconds: the length of a window.
     """
 
@@ -51,6 +51,7 @@ class HeldOut:
     fidelity: Mapping[str, tuple[float, ...]]
     listener: str
     codec: str
+    decoder: str
     seconds: float
 
     @classmethod
@@ -84,6 +85,7 @@ class HeldOut:
             fidelity={name: tuple(each[name] for each in round_trip) for name in config["fidelity"]},
             listener=config["listener"],
             codec=config["codec"],
+            decoder=config["decoder"],
             seconds=float(config["seconds"]),
         )
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..measure.report import Point, cell, document, scatter, table, write_files
+from ..measure.plots import Point, scatter
+from ..measure.report import cell, document, table, write_files
 from .listener import HEADS
 from .summary import Evaluation
 
@@ -68,7 +69,9 @@ def _points(record: Mapping, key: str, factor: float) -> list[Point]:
     for variant in record["variants"]:
         model, x = variant["model"], variant["figures"][key]
         kept = record["retention"].get(f"{model}/{teacher}", {"retention": _WHOLE})["retention"]
-        points.append(Point(model, None if x is None else x * factor, None, kept["value"], _range(kept)))
+        ends = variant["spread"].get(key)
+        spread = None if ends is None else (ends[0] * factor, ends[1] * factor)
+        points.append(Point(model, None if x is None else x * factor, spread, kept["value"], _range(kept)))
     return points
 
 

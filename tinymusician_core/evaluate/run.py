@@ -26,7 +26,6 @@ from ..pipeline import Pipeline
 from ..records import Cancelled, Figures, SamplingSpec, Spread
 from ..text import EXAMPLE, check_known
 from ..variants import FAMILY, load
-from .bootstrap import DRAWS
 from .embedders import load_embedder
 from .held_out import HeldOut, codec_identity
 from .journal import Journal
@@ -34,15 +33,20 @@ from .jury import Judged, Jury
 from .likelihood import divergence_to, token_likelihood
 from .listener import Listener
 from .reference import Reference, own_reference, shipped_reference
+from .report import write_report
 from .settings import FILE, Settings, claim, read_prompts
 from .summary import Evaluation, Row, summarise
 
 RUNS = 3
+DRAWS = 400  # halves of which an interval is made; its ends are sure to 4% of its width
 
 
 @dataclass(frozen=True)
 class Step:
-    """Progress: `done` of `total` of a stage ("reference", "speed", "clips" or "likelihood") of a model."""
+    """Progress: `done` of `total` of a stage.
+
+    Stages are "reference", then "speed", "clips" and "likelihood" of each model, then "figures".
+    """
 
     model: str
     stage: str
@@ -64,6 +68,7 @@ def evaluate(
     reference: str | os.PathLike | None = None,
     output: str | os.PathLike | None = None,
     speed: bool = True,
+    device: str = "cpu",
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> Evaluation:
@@ -80,6 +85,7 @@ def evaluate(
         reference: a folder of sound files to compare with; None for the held-out music of the assets.
         output: a folder for the records and the report; a run that was stopped there goes on. None keeps nothing.
         speed: measure speed and memory too, each variant in a fresh process before it plays.
+        device: what the variants run on, "cpu" or "cuda"; the judges stay on the CPU.
         on_progress: told of every step.
         should_stop: asked before every step of every clip.
 
@@ -95,7 +101,7 @@ def evaluate(
     if prompts is not None:
         prompts = read_prompts(prompts) if isinstance(prompts, str | os.PathLike) else tuple(prompts)
     folder = None if reference is None else Path(reference).expanduser()
-    settings = Settings(tuple(models), clips, seconds, seed, prompts, embedder, folder, speed)
+    settings = Settings(tuple(models), clips, seconds, seed, prompts, embedder, folder, speed, device)
     with _run_folder(output) as run_folder:
         run = _Run(settings, run_folder, on_progress, should_stop)
         try:
@@ -140,6 +146,7 @@ class _Run:
         claim(self.folder, FILE, self.settings.as_dict() | self.context)
         reference = self._reference()
         rows = [self._variant(number, model) for number, model in enumerate(self.settings.models, start=1)]
+        self._tell("all", "figures", 0, 1)
         made = summarise(
             self.settings.as_dict(),
             self.context,
@@ -149,9 +156,8 @@ class _Run:
             self.settings.seed,
             DRAWS,
         )
+        self._tell("all", "figures", 1, 1)
         if report_folder is not None:
-            from .report import write_report
-
             write_report(made, report_folder)
         return made
 
@@ -173,7 +179,7 @@ class _Run:
     def _variant(self, number: int, model: str) -> Row:
         """One variant from its speed to the last held-out window."""
         folder = self.folder / f"{number}-{_plain(model)}"
-        pipeline = load(model)
+        pipeline = load(model, self.settings.device)
         for prompt in self.prompts:
             check_known(prompt, pipeline.unknown_words(prompt))
         claim(folder, "model.json", {"model": model, "hash": pipeline.hash})
@@ -188,7 +194,9 @@ class _Run:
         if not file.exists():
             self._tell(model, "speed", 0, 1)
             spec = SamplingSpec(self.settings.seconds, self.settings.seed)
-            found = measure(model, EXAMPLE, spec, RUNS, should_stop=self._should_stop).figures
+            found = measure(
+                model, EXAMPLE, spec, RUNS, should_stop=self._should_stop, device=self.settings.device
+            ).figures
             with whole_file(file) as partial:
                 partial.write_text(json.dumps(found.as_dict() | found.more(), indent=1) + "\n", encoding="utf-8")
         self._tell(model, "speed", 1, 1)
@@ -231,7 +239,7 @@ class _Run:
         """The first model, loaded beside another one; None for itself, or where its tokens are others."""
         if model == self.settings.models[0]:
             return None
-        teacher = load(self.settings.models[0])
+        teacher = load(self.settings.models[0], self.settings.device)
         return teacher if codec_identity(teacher.codec) == self.held_out.codec else None
 
 

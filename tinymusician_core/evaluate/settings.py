@@ -14,7 +14,7 @@ from ..files import whole_file
 from ..records import SamplingSpec, check_prompt
 from ..variants import resolve
 
-FILE = "settings.json"
+FILE, DEVICES = "settings.json", ("cpu", "cuda")
 MAX_CLIPS, MIN_CLIPS, MIN_SECONDS = 10_000, 20, 1.0
 
 
@@ -31,6 +31,7 @@ class Settings:
         embedder: what `load_embedder` takes.
         reference: a folder of sound files to compare with; None for the held-out music.
         speed: whether speed and memory are measured too.
+        device: what the variants run on, "cpu" or "cuda".
 
     Raises:
         ValueError: a setting that is not allowed, or a model that is not known.
@@ -44,6 +45,7 @@ class Settings:
     embedder: str = "listener"
     reference: Path | None = None
     speed: bool = True
+    device: str = "cpu"
 
     def __post_init__(self):
         if isinstance(self.models, str) or not self.models or len(set(self.models)) != len(tuple(self.models)):
@@ -59,6 +61,8 @@ class Settings:
         object.__setattr__(self, "clips", whole("clips", self.clips, MIN_CLIPS, MAX_CLIPS))
         object.__setattr__(self, "seconds", spec.seconds)
         object.__setattr__(self, "seed", spec.seed)
+        if self.device not in DEVICES:
+            raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
         if self.prompts is not None and not self.prompts:
             raise ValueError("prompts must hold at least one, got none")
         if self.reference is not None and not Path(self.reference).is_dir():
@@ -79,6 +83,7 @@ class Settings:
             "embedder": self.embedder,
             "reference": reference,
             "speed": self.speed,
+            "device": self.device,
         }
 
 

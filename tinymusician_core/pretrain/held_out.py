@@ -146,7 +146,9 @@ def build_held_out(work: Path, assets: Path, seconds: float = SECONDS) -> Path:
             partial.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         target = assets / FOLDER
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(folder, target)
+        target.mkdir()
+        for file in sorted(folder.iterdir()):
+            shutil.copyfile(file, target / file.name)
     return target
 
 
