@@ -188,6 +188,17 @@ def begin(model: TeacherTraining, folder: Path, start_from: Path | None) -> None
         print(f"teacher: starts from {start_from}; {new} of {len(model.tokenizer)} words are new", flush=True)
 
 
+@torch.no_grad()
+def validation(model: TeacherTraining, held_out: TokenDataset, frames: int) -> dict[str, float]:
+    """Losses on held-out windows of the usual length, and the mean cross-entropy on the longest ones (nats)."""
+    model.eval()
+    rng, longest = torch.Generator().manual_seed(1), max(longer for longer, _ in LENGTHS)
+    usual = [model(*held_out.batch(rng, 16, frames), None) for _ in range(3)]
+    long = [model(*held_out.batch(rng, 4, frames * longest), None) for _ in range(3)]
+    means = {f"validation_{k}": sum(float(p[k]) for p in usual) / len(usual) for k in usual[0]}
+    return means | {"validation_long_ce": sum(float(p["ce"]) for p in long) / len(long)}
+
+
 def train_teacher(
     work: Path,
     minutes: float,
@@ -228,20 +239,9 @@ def train_teacher(
         longer = LENGTHS[int(torch.multinomial(shares, 1, generator=rng))][0]
         return model(*train.batch(rng, max(1, batch // longer), frames * longer), rng)
 
-    @torch.no_grad()
-    def validate() -> dict[str, float]:
-        """Losses on windows of the usual length, and the mean cross-entropy on the longest ones."""
-        model.eval()
-        rng = torch.Generator().manual_seed(1)
-        parts = [model(*held_out.batch(rng, 16, frames), None) for _ in range(3)]
-        longest = max(longer for longer, _ in LENGTHS)
-        long = [model(*held_out.batch(rng, 4, frames * longest), None) for _ in range(3)]
-        means = {f"validation_{k}": sum(float(p[k]) for p in parts) / len(parts) for k in parts[0]}
-        return means | {"validation_long_ce": sum(float(p["ce"]) for p in long) / len(long)}
-
     trainer.run(
         loss,
-        validate,
+        lambda: validation(model, held_out, frames),
         lambda p: print(
             f"teacher: step {p.step}, {p.fraction:.0%}, {p.eta_s:.0f} s to go, "
             + ", ".join(f"{k} {v:.3f}" for k, v in p.losses.items()),

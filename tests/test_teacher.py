@@ -1,0 +1,108 @@
+"""The tokenizer and the training of the teacher, on models of a few thousand weights."""
+
+import numpy as np
+import pytest
+import torch
+
+from tinymusician_core.pretrain.teacher import TeacherConfig, TeacherTraining, begin, carry_over, validation
+from tinymusician_core.pretrain.vocabulary import build_tokenizer
+from tinymusician_core.tokens import TokenDataset, write_tokens
+from tinymusician_core.training import Trainer, TrainSettings
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer(["a calm piano waltz in b flat major at 100 bpm"])
+
+
+def test_the_tokenizer_reads_prompts_as_people_write_them(tokenizer):
+    words = tokenizer.tokenize("A calm Piano-waltz, in B♭ major!! 😀")
+    assert words == ["a", "calm", "piano", "waltz", "in", "b", "flat", "major", "<unk>"]
+    assert tokenizer("piano")["input_ids"][-1] == tokenizer.eos_token_id
+    assert tokenizer.tokenize("100bpm")[1:] == ["bpm"]
+
+
+def test_the_teacher_starts_at_chance_and_learns(tokenizer):
+    torch.manual_seed(0)
+    sizes = TeacherConfig(width=32, layers=2, heads=2, ffn=48, codebook_size=16, text_width=16, text_layers=1)
+    model, rng = TeacherTraining(sizes, tokenizer), torch.Generator().manual_seed(0)
+    codes = (torch.arange(30)[None, None] + torch.arange(4)[None, :, None]).remainder(16).repeat(2, 1, 1)
+    codes[1, :, 20:] = -1
+    captions = ["a calm piano waltz", "piano"]
+    first = float(model(codes, captions, rng)["ce"].detach())
+    assert first == pytest.approx(np.log(16), rel=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        losses = model(codes, captions, rng)
+        losses["loss"].backward()
+        optimizer.step()
+    assert losses["ce"] < 0.3 * first
+
+
+def test_a_dropped_caption_is_zero_states(tokenizer):
+    sizes = TeacherConfig(
+        width=32, layers=1, heads=2, ffn=48, codebook_size=16, text_width=16, text_layers=1, condition_dropout=1.0
+    )
+    states, mask = TeacherTraining(sizes, tokenizer).text_states(["a calm piano waltz", "piano"], torch.Generator())
+    assert not states.any()
+    assert mask.all()
+
+
+def small_teacher(tokenizer, **changes):
+    sizes = {"width": 32, "layers": 1, "heads": 2, "ffn": 48, "codebook_size": 16, "text_width": 16, "text_layers": 1}
+    return TeacherTraining(TeacherConfig(**sizes | changes), tokenizer)
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """The folder of a teacher that knows few words, after a step of training."""
+    model = small_teacher(build_tokenizer(["a calm piano waltz"]))
+    settings = TrainSettings(learning_rate=0.01, steps=1, bf16=False, ema=0.9)
+    codes = torch.arange(12).repeat(1, 4, 1)
+    trainer = Trainer(model, settings, tmp_path / "earlier")
+    trainer.run(lambda rng, _: model(codes, ["a calm piano waltz"], rng))
+    model.tokenizer.save_pretrained(tmp_path / "earlier" / "tokenizer")
+    model.load_state_dict(trainer.average)
+    return tmp_path / "earlier", model.eval()
+
+
+def test_a_teacher_starts_from_an_earlier_one_that_knew_fewer_words(earlier):
+    folder, before = earlier
+    after = small_teacher(build_tokenizer(["a calm banjo waltz", "piano", "allegro"])).eval()
+    assert carry_over(after, folder) == 2
+    codes = torch.arange(12).repeat(2, 4, 1)
+    captions = ["a calm piano waltz", "piano a"]
+    with torch.no_grad():
+        assert torch.equal(before(codes, captions, None)["loss"], after(codes, captions, None)["loss"])
+        assert not torch.equal(
+            after.text_states(["a calm banjo"], None)[0], after.text_states(["a calm allegro"], None)[0]
+        )
+
+
+def test_a_teacher_cannot_start_from_nothing_or_from_another_size(earlier, tmp_path):
+    folder, before = earlier
+    with pytest.raises(ValueError, match="holds no teacher to start from"):
+        carry_over(small_teacher(before.tokenizer), tmp_path)
+    with pytest.raises(ValueError, match="has other sizes than this one: "):
+        carry_over(small_teacher(before.tokenizer, ffn=64), folder)
+    with pytest.raises(ValueError, match="has other sizes than this one: more weights"):
+        carry_over(small_teacher(before.tokenizer, text_layers=0), folder)
+
+
+def test_a_teacher_goes_on_with_its_own_words_only(earlier):
+    folder, before = earlier
+    begin(before, folder, None)
+    with pytest.raises(ValueError, match="other words than the teacher in .* was begun with"):
+        begin(small_teacher(build_tokenizer(["a lively polka"])), folder, None)
+
+
+def test_validation_reports_usual_and_longest_windows(tokenizer, tmp_path):
+    clips = [torch.randint(16, (4, 90), generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    write_tokens(tmp_path, "validation", clips, [{"captions": ["piano"], "bars": [0, 10]}] * 3)
+    model = small_teacher(tokenizer)
+    found = validation(model, TokenDataset(tmp_path, "validation"), 20)
+    assert found == validation(model, TokenDataset(tmp_path, "validation"), 20)
+    assert {"validation_ce", "validation_ce3", "validation_long_ce"} <= set(found)
+    assert found["validation_ce"] == pytest.approx(np.log(16), rel=0.1)
+    assert found["validation_long_ce"] == pytest.approx(np.log(16), rel=0.1)
