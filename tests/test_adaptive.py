@@ -19,7 +19,7 @@ from tinymusician_core.quant.plan import Plan, packable
 from tinymusician_core.quant.report import best_of
 from tinymusician_core.quant.search import ImpossibleBudget
 from tinymusician_core.quant.sensitivity import groups, sensitivities
-from tinymusician_core.quant.trial import Harm, Judge, input_moments, tried
+from tinymusician_core.quant.trial import Harm, Judge, inputs_of, tried
 from tinymusician_core.records import Cancelled, SamplingSpec
 from tinymusician_core.tokens import write_tokens
 
@@ -36,6 +36,7 @@ def quick(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(cost, "LEAST_S", 0.0)
     monkeypatch.setattr(cost, "LEAST_PASSES", 2)
     monkeypatch.setattr(cost, "CLIP_S", 0.5)
+    monkeypatch.setattr(cost, "CLIPS", 1)
 
 
 @pytest.fixture
@@ -130,7 +131,8 @@ def test_harm_is_the_divergence_by_hand_and_nothing_for_the_float_model(student,
 
 def test_moments_are_those_of_the_inputs(student, tokens):
     found = from_folder(student, tokens, windows=2)
-    moments = input_moments(student, found)
+    inputs = inputs_of(student, found)
+    moments = inputs.moments
     linears = {name: m for name, m in packable(student.modules).items() if isinstance(m, nn.Linear)}
     assert set(moments) == set(linears)
     assert all(moments[name].shape == (m.in_features, m.in_features) for name, m in linears.items())
@@ -140,6 +142,9 @@ def test_moments_are_those_of_the_inputs(student, tokens):
         student.decoder.logits(found.inputs, *student.text_encoder.encode_each(found.prompts))
     hook.remove()
     torch.testing.assert_close(moments["decoder.heads"], seen[0].T @ seen[0], rtol=1e-4, atol=1e-3)
+    rows = inputs.rows["decoder.heads"]
+    assert 2 <= len(rows) <= 256
+    assert all(bool((row == seen[0]).all(dim=1).any()) for row in rows)
 
 
 def test_groups_hold_every_module_once(student):
@@ -164,6 +169,25 @@ def test_a_search_that_was_stopped_goes_on_from_there(student, tokens):
     assert len(told) + 9 >= len(options) > len(told)
     assert sensitivities(student, judge, "k", SCHEMES) == options
     assert len(told) + 9 >= len(options)
+
+
+def test_the_short_way_comes_near_the_long_one(student, tokens):
+    found = from_folder(student, tokens, windows=8)
+    inputs = inputs_of(student, found)
+    judge = Judge(student, found, inputs.moments)
+    long = {(o.group.name, o.scheme): o.harm.total for o in sensitivities(student, judge, "long", SCHEMES)}
+    told = []
+    judge.harm, measure = (lambda plan: told.append(plan) or measure(plan)), judge.harm
+    options = sensitivities(student, judge, "short", SCHEMES, rows=inputs.rows)
+    layers = [option for option in options if option.group.name in inputs.rows]
+    assert len([plan for plan in told if set(plan) & set(inputs.rows)]) == len(inputs.rows)
+    assert {option.harm.total for option in layers if option.scheme == "fp32"} == {0.0}
+    for scheme in ("int8", "int4"):
+        near, far = (
+            [value[o.group.name, o.scheme] if value else o.harm.total for o in layers if o.scheme == scheme]
+            for value in (None, long)
+        )
+        assert 0.5 < sum(near) / sum(far) < 2.0
 
 
 def test_costs_are_measured_once_and_kept(student, monkeypatch):
@@ -200,6 +224,14 @@ def test_a_budget_leads_to_a_model_that_keeps_it(student, tokens, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "q")], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == tm.generate(loaded, "a calm piano", seconds=0.5).codes.tolist()
+
+
+def test_a_musicgen_in_transformers_format_takes_a_budget_the_short_way(tiny_musicgen, tmp_path, monkeypatch):
+    monkeypatch.setattr(workbench, "MANY_WEIGHTS", 1)
+    made = quantize(tiny_musicgen, out_dir=tmp_path / "q", max_kl=0.05, schemes=SCHEMES)
+    assert made.disk_bytes == made.search["foreseen"]["disk_bytes"]
+    assert max(made.search["measured"]["kl"], made.search["measured"]["codec_error"]) <= 0.05
+    assert tm.load(tmp_path / "q").generate("a calm piano", SamplingSpec(seconds=0.5)).codes.shape == (4, 25)
 
 
 def test_what_is_written_does_the_harm_that_was_measured(student, tokens, tmp_path):

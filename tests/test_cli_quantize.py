@@ -51,6 +51,8 @@ def test_a_budget_is_kept_and_its_report_told(capsys, demo_family, tmp_path, mon
     monkeypatch.setattr("tinymusician_core.quant.calibration.SECONDS", 0.5)
     monkeypatch.setattr("tinymusician_core.quant.cost.LEAST_S", 0.0)
     monkeypatch.setattr("tinymusician_core.quant.cost.CLIP_S", 0.5)
+    monkeypatch.setattr("tinymusician_core.quant.cost.CLIPS", 1)
+    monkeypatch.setattr("tinymusician_core.quant.workbench.MANY_WEIGHTS", 1)
     folder = tmp_path / "small"
     common = ("quantize", "--schemes", "fp16,int8", "-o", str(folder))
     code, out, err = run(capsys, *common, "--max-kl", "0.1", "--json")

@@ -206,17 +206,17 @@ def _best_pass(calls: list[Callable[[], object]]) -> float:
     return best
 
 
-def measured_step_s(pipeline: Pipeline, seconds: float = CLIP_S, clips: int = CLIPS) -> float:
-    """Seconds a step of a model as it stands, over clips of a length: of every step the quickest of all clips.
+def measured_step_s(pipeline: Pipeline) -> float:
+    """Seconds a step of a model as it stands, over clips of `CLIP_S` seconds: of every step the quickest of all clips.
 
-    One clip warms up; two count at least, and no further one is begun after `ENOUGH_S`.
+    One clip warms up, `CLIPS` count; two count at least, and no further one is begun after `ENOUGH_S`.
     """
-    count = max(1, round(seconds * pipeline.frame_rate_hz))
+    count = max(1, round(CLIP_S * pipeline.frame_rate_hz))
     states, mask = pipeline.text_encoder.encode([EXAMPLE])
     best = [float("inf")] * count
     with step_threads(pipeline.decoder.config):
         begin = time.perf_counter()
-        for clip in range(clips + 1):
+        for clip in range(CLIPS + 1):
             start = time.perf_counter()
             if clip > 2 and start - begin > ENOUGH_S:
                 break

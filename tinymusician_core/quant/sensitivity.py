@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import __version__
 from ..pipeline import Pipeline
@@ -19,6 +18,8 @@ from .size import Stored
 from .skeleton import ENCODERS
 from .trial import Harm, Judge
 
+# What a large model's layers are tried with first: what does most harm is measured best.
+FIRST = ("int4", "int4-row", "nf4", "fp4", "int8", "int8-weight", "bnb-int8", "bf16", "fp16")
 OnOption = Callable[[str, int, int], None]  # what is measured, how many are done, how many there are
 
 
@@ -70,34 +71,74 @@ def sensitivities(
     schemes: Sequence[str],
     on_progress: OnOption | None = None,
     should_stop: Callable[[], bool] | None = None,
+    rows: Mapping[str, Tensor] | None = None,
 ) -> list[Option]:
     """Measure every scheme on every group alone; what an earlier run has measured is read from the cache.
+
+    Harm grows with the square of what a layer's product gets wrong. So for a large model one scheme a layer, the one
+    of `FIRST` that comes first, is measured through the whole model; the others' harm is that of the first, times the
+    ratio of the squares of what they get wrong on some of the layer's inputs.
 
     Args:
         pipeline: the float model.
         judge: compares it with itself.
         key: tells these measurements from those on other tokens.
         schemes: those that may be used; what cannot take a group, or not hold its weights, is left out of its options.
+        on_progress, should_stop: told of, and asked before, every measurement.
+        rows: inputs [n,I] of the linear layers, for the short way; None measures all through the whole model.
 
     Raises:
         Cancelled: `should_stop` said so; what was measured is kept.
     """
     targets, found = packable(pipeline.modules), groups(pipeline.modules)
-    cache = Measured(f"sensitivity-{pipeline.hash}-{key}-{__version__}-{torch.__version__.partition('+')[0]}")
-    options, pairs = [], list(product(found, schemes))
+    way = "" if rows is None else "-short"
+    version = torch.__version__.partition("+")[0]
+    cache = Measured(f"sensitivity-{pipeline.hash}-{key}-{__version__}-{version}{way}")
+    options, pairs = [], [(group, scheme) for group in found for scheme in _first(schemes)]
     for done, (group, scheme) in enumerate(pairs):
         if should_stop is not None and should_stop():
             raise Cancelled(f"stopped after {done} of {len(pairs)} measurements; the next run goes on from there")
         if on_progress is not None:
             on_progress(f"{group.name} in {scheme}", done, len(pairs))
         if all(SCHEMES[scheme].takes(targets[name]) for name in group.modules):
-            option = _option(group, scheme, targets, judge, cache)
+            option = _option(group, scheme, targets, cache, _way(judge, group, options, rows))
             options += [] if option is None else [option]
     return options
 
 
+def _first(schemes: Sequence[str]) -> list[str]:
+    """The schemes, those of `FIRST` before the others."""
+    return sorted(schemes, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+
+
+def _way(
+    judge: Judge, group: Group, options: Sequence[Option], rows: Mapping[str, Tensor] | None
+) -> Callable[[str], Harm]:
+    """How to measure a scheme on a group: through the whole model, or from a layer's first option."""
+    known = [option for option in options if option.group == group]
+    if rows is None or group.name not in rows or not known:
+        return lambda scheme: judge.harm(dict.fromkeys(group.modules, scheme))
+    first, given = known[0], rows[group.name]
+    base = product_error(judge, group.name, first.scheme, given)
+
+    def scaled(scheme: str) -> Harm:
+        share = product_error(judge, group.name, scheme, given) / base if base else 0.0
+        return Harm(tuple(share * kl for kl in first.harm.kl), share * first.harm.codec)
+
+    return scaled
+
+
+@torch.inference_mode()
+def product_error(judge: Judge, name: str, scheme: str, rows: Tensor) -> float:
+    """The mean square of what a layer's product gets wrong under a scheme, on inputs [n,I]."""
+    if scheme == "fp32":
+        return 0.0
+    packs = judge.packs
+    return float((packs.packed(name, scheme)(rows) - packs.target(name)(rows)).double().square().mean())
+
+
 def _option(
-    group: Group, scheme: str, targets: Mapping[str, nn.Module], judge: Judge, cache: Measured
+    group: Group, scheme: str, targets: Mapping[str, nn.Module], cache: Measured, measure: Callable[[str], Harm]
 ) -> Option | None:
     """A scheme's harm and tensors; None where the weights do not fit into it."""
     place = f"{group.name} {scheme}"
@@ -108,7 +149,7 @@ def _option(
         except ValueError as error:
             record = {"unfit": str(error)}
         else:
-            harm = judge.harm(dict.fromkeys(group.modules, scheme))
+            harm = measure(scheme)
             kept = [[tensor.name, tensor.kind, list(tensor.shape)] for tensor in tensors]
             record = {"kl": list(harm.kl), "codec": harm.codec, "tensors": kept}
         cache.put(place, record)

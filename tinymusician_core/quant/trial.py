@@ -17,6 +17,7 @@ from .schemes import SCHEMES, owned, pack
 
 ROWS = 4  # windows that go through the decoder at once
 CODEC_WINDOWS = 4  # windows whose sound is compared
+SAMPLE_EACH, SAMPLE_ROWS = 32, 256  # inputs that are kept of a call, and of a layer
 
 
 class Packs:
@@ -163,15 +164,30 @@ class Judge:
         return self._calibration.codes.shape[1]
 
 
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the linear layers of a float model are given: by module the second moments, and some of the rows.
+
+    Attributes:
+        moments: float32 [I,I], the sum of x x^T.
+        rows: float32 [n,I], n at most `SAMPLE_ROWS`.
+    """
+
+    moments: dict[str, Tensor]
+    rows: dict[str, Tensor]
+
+
 @torch.inference_mode()
-def input_moments(pipeline: Pipeline, calibration: Calibration) -> dict[str, Tensor]:
-    """The second moments float32 [I,I], the sum of x x^T, of the inputs of each linear layer of a float model."""
-    found: dict[str, Tensor] = {}
+def inputs_of(pipeline: Pipeline, calibration: Calibration) -> Inputs:
+    """Run a float model over tokens, and look at the inputs of its linear layers."""
+    moments: dict[str, Tensor] = {}
+    rows: dict[str, list[Tensor]] = {}
 
     def watch(name: str):
         def hook(_, inputs):
-            rows = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-            found[name] = found.get(name, 0.0) + rows.T @ rows
+            given = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
+            moments[name] = moments.get(name, 0.0) + given.T @ given
+            rows.setdefault(name, []).append(given[:: max(1, len(given) // SAMPLE_EACH)][:SAMPLE_EACH].clone())
 
         return hook
 
@@ -180,10 +196,10 @@ def input_moments(pipeline: Pipeline, calibration: Calibration) -> dict[str, Ten
     try:
         states, mask = pipeline.text_encoder.encode_each(calibration.prompts)
         parts = (calibration.inputs, states, mask, calibration.codes.clamp_min(0))
-        for tokens, rows, keep, codes in zip(*(part.split(ROWS) for part in parts), strict=True):
-            pipeline.decoder.logits(tokens, rows, keep)
+        for tokens, some, keep, codes in zip(*(part.split(ROWS) for part in parts), strict=True):
+            pipeline.decoder.logits(tokens, some, keep)
             pipeline.codec.decode(codes)
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return Inputs(moments, {name: torch.cat(some)[:SAMPLE_ROWS] for name, some in rows.items()})

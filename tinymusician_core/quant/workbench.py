@@ -17,10 +17,10 @@ from .schemes import SCHEMES, unavailable
 from .search import Choice, Fixed
 from .sensitivity import OnOption, Option, sensitivities
 from .size import json_bytes, most_bytes
-from .trial import Harm, Judge, input_moments, tried
+from .trial import Harm, Judge, inputs_of, tried
 
 MOMENT_WINDOWS, JUDGE_WINDOWS, HELD_OUT_WINDOWS = 48, 16, 16
-MANY_WEIGHTS = 2**25  # from here on a decoder is tried on a quarter of the windows
+MANY_WEIGHTS = 2**25  # from here on a decoder is large
 PACE_SCHEMES = ("fp16", "int8", "int8-weight", "int4", "int4-row")
 SLACK_BYTES = 96  # what JSON and a header have around their entries, at most
 
@@ -47,9 +47,9 @@ class Tokens:
             ValueError: the folder has no such tokens, or they are not this model's.
             Cancelled: `should_stop` said so.
         """
-        config = pipeline.decoder.config
-        many = config.layers * config.width * (8 * config.width + 2 * config.ffn) >= MANY_WEIGHTS
-        counts = [n // (4 if many else 1) for n in (MOMENT_WINDOWS, JUDGE_WINDOWS, HELD_OUT_WINDOWS)]
+        counts = [
+            max(1, n // (4 if is_large(pipeline) else 1)) for n in (MOMENT_WINDOWS, JUDGE_WINDOWS, HELD_OUT_WINDOWS)
+        ]
         if data is not None:
             splits = ("train", "train", "validation")
             parts = [from_folder(pipeline, data, split, i, counts[i]) for i, split in enumerate(splits)]
@@ -62,6 +62,12 @@ class Tokens:
         whole = sampled(pipeline, 0, sum(counts), report, should_stop)
         first, second = counts[0], counts[0] + counts[1]
         return cls(whole.part(0, first), whole.part(first, second), whole.part(second, sum(counts)))
+
+
+def is_large(pipeline: Pipeline) -> bool:
+    """Whether a decoder has so many weights that it is tried on fewer windows, and with one scheme a matrix."""
+    config = pipeline.decoder.config
+    return config.layers * config.width * (8 * config.width + 2 * config.ffn) >= MANY_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -121,16 +127,19 @@ class Workbench:
         self.pipeline, self.name, self.tokens = pipeline, name, tokens
         self.not_offered = unavailable(pipeline.device)
         self.schemes = _allowed(schemes, self.not_offered)
-        self.moments = input_moments(pipeline, tokens.moments)
+        inputs = inputs_of(pipeline, tokens.moments)
+        self.moments = inputs.moments
         self.judge = Judge(pipeline, tokens.judge, self.moments)
         self._strict: Judge | None = None
         key = f"{tokens.moments.hash[:8]}{tokens.judge.hash[:8]}"
-        self.options = sensitivities(pipeline, self.judge, key, self.schemes, on_progress, should_stop)
+        rows = inputs.rows if is_large(pipeline) else None
+        self.options = sensitivities(pipeline, self.judge, key, self.schemes, on_progress, should_stop, rows)
         self._by_place = {(option.group.name, option.scheme): option for option in self.options}
         self._group_of = {name: option.group.name for option in self.options for name in option.group.modules}
         self.costs = CostTable(pipeline)
         self.float_step_s, self.pace = self._measure_pace(on_progress)
-        self.choices = [self._choice(option) for option in self.options]
+        most = {o.group.name: max(map(_data_bytes, self._of_group(o.group.name))) for o in self.options}
+        self.choices = [self._choice(option, sum(most.values())) for option in self.options]
         self.fixed = Fixed(self._fixed_bytes(), self.pace.offset_s)
 
     def recipe(self, schemes: Mapping[str, str], name: str = "adaptive") -> Recipe:
@@ -199,12 +208,15 @@ class Workbench:
         offset, slope = _line(np.array(sums), np.array(seen))
         return float_s, Pace(offset, slope, float_s - slope * floats)
 
-    def _choice(self, option: Option) -> Choice:
+    def _of_group(self, group: str) -> list[Option]:
+        return [option for option in self.options if option.group.name == group]
+
+    def _choice(self, option: Option, room: int) -> Choice:
         names = [name for name in option.group.modules if self.costs.stage(name) is not None]
         step = sum(self.costs.call_s(n, option.scheme) for n in names if self.costs.stage(n) == "step")
         other = sum(self.costs.call_s(n, option.scheme) for n in names if self.costs.stage(n) != "step")
         lines = sum(len(f'  "{name}": "{option.scheme}",\n') for name in option.group.modules)
-        size = lines + most_bytes(option.tensors, 2**40)
+        size = lines + most_bytes(option.tensors, room)
         return Choice(option, size, self.pace.slope * step, other, option.harm.mean_kl(), option.harm.codec)
 
     def _fixed_bytes(self) -> int:
@@ -223,6 +235,10 @@ def _allowed(schemes: Sequence[str] | None, reasons: Mapping[str, str]) -> list[
         if name in reasons:
             raise ValueError(f"{name} cannot be used here: {reasons[name]}")
     return [name for name in SCHEMES if name in {"fp32", *schemes}]
+
+
+def _data_bytes(option: Option) -> int:
+    return sum(tensor.bytes for tensor in option.tensors)
 
 
 def _line(sums: np.ndarray, seen: np.ndarray) -> tuple[float, float]:
