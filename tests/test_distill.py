@@ -210,3 +210,15 @@ def test_the_text_encoder_stays_frozen_and_captions_are_left_out(tiny_family, to
 def test_a_spec_is_frozen():
     with pytest.raises(AttributeError):
         DistillSpec(2).layers = 3
+
+
+def test_a_run_that_gets_no_better_ends_early_with_the_best_student(family, tokens):
+    options = {"learning_rate": 1.0, "patience": 2, "validate_every": 1, **SMALL}
+    done = distill(family / "teacher", tokens, 4, family / "mine", steps=50, **options)  # a copy can only get worse
+    assert done.steps < 50
+    seen = [(r["step"], r["validation_kl"]) for r in log_of(family / "mine") if "validation_kl" in r and r["step"]]
+    best = min(value for _, value in seen)
+    assert done.validation["validation_kl"] == pytest.approx(best, rel=1e-6)
+    assert done.steps == next(step for step, value in seen if value == best) + 2
+    again = distill(family / "teacher", tokens, 4, family / "mine", steps=50, resume=True, **options)
+    assert (again.steps, again.validation) == (done.steps, done.validation)

@@ -3,11 +3,10 @@ gradients, checkpoints, exact resume, early stopping, a JSONL log and TensorBoar
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 
 from .files import whole_file
 from .processes import OneProcess
+from .run_log import RunLog
 
-CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
+CHECKPOINT = "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class TrainSettings:
     or `steps`.
 
     `validate_every` counts steps and goes before `validate_every_s`. With `patience` training ends early when that many
-    validations on end have not brought `monitor` below its best; the best weights are then the ones to keep.
+    validations on end have not brought `monitor` below its best; validations then judge the average where there is one,
+    and the best weights are the ones to keep.
     """
 
     learning_rate: float
@@ -101,7 +102,7 @@ class Trainer:
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if settings.ema else {}
         self.step, self.elapsed_s = 0, 0.0
         self.best: dict = {}  # value, how many validations ago, and the weights
-        self._board = None
+        self._log = RunLog(self.folder, settings.tensorboard)
 
     def _groups(self) -> list[dict]:
         """Weight decay on matrices only."""
@@ -146,17 +147,8 @@ class Trainer:
         self.best = state.get("best", {})
         self.together.wait()
         if self.together.is_main:
-            self._forget_later_records()
+            self._log.forget_after(self.step)
         return True
-
-    def _forget_later_records(self) -> None:
-        path = self.folder / LOG
-        if not path.exists():
-            return
-        whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-        kept = [line for line in whole if json.loads(line)["step"] <= self.step]
-        with whole_file(path) as partial:
-            partial.write_text("".join(kept), encoding="utf-8")
 
     def save(self) -> None:
         """Write the checkpoint whole or not at all; the main process does, for all of them."""
@@ -178,22 +170,11 @@ class Trainer:
         """Append a record to the folder's log.jsonl, with the step and the seconds of training."""
         if not self.together.is_main:
             return
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, "elapsed_s": round(self.elapsed_s, 1), **record}) + "\n")
-        if self.settings.tensorboard:
-            if self._board is None:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.step)
-            for name, value in record.items():
-                self._board.add_scalar(name, value, self.step)
-            self._board.flush()
+        self._log.write(self.step, self.elapsed_s, record)
 
     def close(self) -> None:
-        """Close TensorBoard's file, where one is open."""
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        """Close the log."""
+        self._log.close()
 
     def train_step(self, loss: LossFunction) -> dict[str, Tensor]:
         """One optimiser step; the losses of its parts, added up."""
@@ -266,20 +247,37 @@ class Trainer:
                 saved = self.elapsed_s
         self.save()
         if validate:
-            self.log(validate())
+            with self._averaged():
+                self.log(validate())
 
     def _validate(self, validate: Callable[[], dict[str, float]]) -> None:
         """Log a validation, and with `patience` remember how long ago the best one was, and its weights."""
-        found = validate()
-        self.log(found)
-        if self.settings.patience is None:
+        with self._averaged():
+            found = validate()
+            self.log(found)
+            if self.settings.patience is None:
+                return
+            value = found[self.settings.monitor]
+            if value < self.best.get("value", math.inf):
+                self.best = {"value": value, "ago": 0, "weights": self._copy()}
+            else:
+                self.best = {**self.best, "ago": self.best["ago"] + 1}
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """With `patience` the model has its averaged weights in this block: what is judged is what would be kept."""
+        if self.settings.patience is None or not self.average:
+            yield
             return
-        value = found[self.settings.monitor]
-        if value < self.best.get("value", math.inf):
-            weights = {k: v.detach().clone() for k, v in (self.average or self.model.state_dict()).items()}
-            self.best = {"value": value, "ago": 0, "weights": weights}
-        else:
-            self.best = {**self.best, "ago": self.best["ago"] + 1}
+        own = self._copy()
+        self.model.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
 
     def _report(self, window: list[dict[str, Tensor]], on_progress: Callable[[TrainProgress], None] | None) -> None:
         """Log the means of the steps since the last report, of each loss over those that had it, and pass them on."""

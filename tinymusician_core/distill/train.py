@@ -18,7 +18,8 @@ from ..folders import check_free
 from ..pipeline import Pipeline
 from ..processes import OneProcess, processes
 from ..records import Cancelled
-from ..training import CHECKPOINT, LOG, Trainer, TrainProgress, TrainSettings
+from ..run_log import LOG
+from ..training import CHECKPOINT, Trainer, TrainProgress, TrainSettings
 from ..variants import load, resolve
 from .sampled import SampleSpec, built_in_prompts, sample_tokens
 from .session import Session, check_fit
