@@ -102,8 +102,7 @@ def important_channels(state: dict[str, Tensor], size: Size) -> Tensor:
         prefix = f"{LAYERS}{index}."
         written += [state[prefix + name].square().sum(1) for name in WRITERS]
         read += [(state[prefix + name] * state[prefix + gain]).square().sum(0) for name, gain in READERS]
-    shares = (sum(x / x.sum() for x in side) for side in (written, read))
-    carried = next(shares) * next(shares)
+    carried = sum(x / x.sum() for x in written) * sum(x / x.sum() for x in read)
     return carried.topk(size.width).indices.sort().values
 
 
