@@ -126,7 +126,12 @@ def test_harm_is_the_divergence_by_hand_and_nothing_for_the_float_model(student,
     assert harm.codec == pytest.approx(noise, rel=1e-3)
     assert judge.harm({"codec.decoder.magnitude": "int4"}).kl == (0.0,) * 4
     assert harm.mean_kl() == pytest.approx(sum(harm.kl) / 4)
-    assert harm.mean_kl((1, 0, 0, 0)) == harm.kl[0]
+    weighted = Judge(student, found, weights=(3, 1, 1, 1)).harm(schemes)
+    assert weighted.kl == harm.kl
+    assert weighted.mean_kl() == pytest.approx((3 * harm.kl[0] + harm.kl[1] + harm.kl[2] + harm.kl[3]) / 6)
+    for wrong in ((1, 1, 1), (1, 1, 1, 0)):
+        with pytest.raises(ValueError, match="weights must be 4 numbers above 0, one a codebook"):
+            Judge(student, found, weights=wrong)
 
 
 def test_moments_are_those_of_the_inputs(student, tokens):

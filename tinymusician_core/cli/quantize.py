@@ -26,6 +26,7 @@ def add_commands(commands) -> None:
         parser.add_argument(_flag(name), help=text)
     parser.add_argument("--data", help="a folder of codec tokens to try schemes on (default: what the model plays)")
     parser.add_argument("--schemes", help="only these, separated by commas (default: all that this machine can run)")
+    parser.add_argument("--weights", help="how much each codebook counts, such as 4,2,1,1 (default: all alike)")
     parser.add_argument("--compare", action="store_true", help="measure other plans too, and draw them in a picture")
     add_output(parser)
     parser.set_defaults(run=run_quantize)
@@ -35,6 +36,7 @@ def run_quantize(options: argparse.Namespace) -> int:
     """Write a quantized model; its folder appears whole or not at all."""
     limits = {name: read_amount(_flag(name), getattr(options, name)) for name in LIMITS}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
+    weights = None if options.weights is None else [read_amount("--weights", w) for w in options.weights.split(",")]
     _check(options, limits)
     with show.bar() as bar, stop_on_ctrl_c() as should_stop:
         bar.show(f"{options.model}: loading", 0, None)
@@ -44,7 +46,7 @@ def run_quantize(options: argparse.Namespace) -> int:
         how: dict = {"plan": (options.preset or "fast") if options.plan is None else Plan.read(options.plan)}
         if limits:
             schemes = None if options.schemes is None else options.schemes.split(",")
-            how = {"data": options.data, "schemes": schemes, "compare": options.compare, **limits}
+            how = {"data": options.data, "schemes": schemes, "weights": weights, "compare": options.compare, **limits}
 
         def report(what: str, done: int, total: int) -> None:
             bar.show(f"{options.model}: {'searching' if limits else 'packing'}", done, total, what if limits else "")
@@ -62,7 +64,7 @@ def _check(options: argparse.Namespace, limits: dict[str, float]) -> None:
     """ValueError for a budget beside a plan, and for what only a search can use where there is none."""
     if limits and (options.preset is not None or options.plan is not None):
         raise ValueError(f"{_flag(next(iter(limits)))} searches a plan itself; leave --preset and --plan out")
-    given = {"--data": options.data, "--schemes": options.schemes, "--compare": options.compare}
+    given = {name: getattr(options, name[2:]) for name in ("--data", "--schemes", "--weights", "--compare")}
     unused = [name for name, value in given.items() if value]
     if unused and not limits:
         raise ValueError(f"{unused[0]} is for a search; give one of {', '.join(map(_flag, LIMITS))} with it")

@@ -74,6 +74,7 @@ def adapt(
     max_kl: float | None = None,
     data: str | Path | None = None,
     schemes: Sequence[str] | None = None,
+    weights: Sequence[float] | None = None,
     compare: bool = False,
 ) -> Adapted:
     """Search the best plan for a float model on this machine.
@@ -85,16 +86,17 @@ def adapt(
         max_mb, max_ms, max_kl: the budget, see `search.Budget`.
         data: a token folder; None lets the model play the tokens itself.
         schemes: those that may be used; all that the machine can run where None.
+        weights: how much each codebook counts in the mean of the KL; all alike where None.
         compare: measure other plans too, for the picture: uniform ones, the paper's, layer by layer, other sizes.
 
     Raises:
-        ValueError: no budget, unknown schemes, or tokens that are not this model's.
+        ValueError: no budget, unknown schemes, weights that do not fit, or tokens that are not this model's.
         ImpossibleBudget: no plan keeps the budget.
         Cancelled: `should_stop` said so; what was measured is kept for the next run.
     """
     budget = Budget(max_mb, max_ms, max_kl)
     tokens = Tokens.of(pipeline, data, on_progress, should_stop)
-    bench = Workbench(pipeline, name, tokens, schemes, on_progress, should_stop)
+    bench = Workbench(pipeline, name, tokens, schemes, on_progress, should_stop, weights)
     rounds = rounds_of(bench, budget, on_progress, should_stop)
     best = _best(rounds, budget)
     held_out = bench.held_out(best.schemes)

@@ -22,8 +22,8 @@ EXPLANATION = """How it was measured:
 
 - Size: all files that generating reads. Step: the language model's, two rows (guidance), the best of several clips of
   8 s for each position, in one process. KL: from the float model's next-token distribution to the plan's, without
-  guidance, in nats a token, the mean over codebooks. Codec: half the energy of what the codec gets wrong over that of
-  its sound, which is the KL of two normal distributions that far apart.
+  guidance, in nats a token, the mean over codebooks (weighted, where weights were given). Codec: half the energy of
+  what the codec gets wrong over that of its sound, which is the KL of two normal distributions that far apart.
 - Foreseen: the sum of what each module's scheme does when it alone is used, and of what its calls take. Measured: the
   whole plan. Held out: the same on tokens that neither the rounding nor the search has seen.
 - A call's time is that of the engine's own product on this machine, among as many weights as a step reads.
@@ -38,6 +38,7 @@ def record(found: Adapted) -> dict:
         "model": {"name": bench.pipeline.name, "hash": bench.pipeline.hash},
         "float": {"disk_bytes": bench.pipeline.disk_bytes, "ms_per_step": 1e3 * bench.float_step_s},
         "budget": found.budget.limits,
+        "codebook_weights": bench.judge.weights,
         "foreseen": found.best.foreseen.as_dict(),
         "measured": found.best.measured.as_dict(),
         "held_out": _harm(found.held_out),

@@ -101,7 +101,7 @@ def sensitivities(
         if on_progress is not None:
             on_progress(f"{group.name} in {scheme}", done, len(pairs))
         if all(SCHEMES[scheme].takes(targets[name]) for name in group.modules):
-            option = _option(group, scheme, targets, cache, _way(judge, group, options, rows))
+            option = _option(group, scheme, targets, cache, _way(judge, group, options, rows), judge.weights)
             options += [] if option is None else [option]
     return options
 
@@ -123,7 +123,7 @@ def _way(
 
     def scaled(scheme: str) -> Harm:
         share = product_error(judge, group.name, scheme, given) / base if base else 0.0
-        return Harm(tuple(share * kl for kl in first.harm.kl), share * first.harm.codec)
+        return Harm(tuple(share * kl for kl in first.harm.kl), share * first.harm.codec, judge.weights)
 
     return scaled
 
@@ -138,7 +138,12 @@ def product_error(judge: Judge, name: str, scheme: str, rows: Tensor) -> float:
 
 
 def _option(
-    group: Group, scheme: str, targets: Mapping[str, nn.Module], cache: Measured, measure: Callable[[str], Harm]
+    group: Group,
+    scheme: str,
+    targets: Mapping[str, nn.Module],
+    cache: Measured,
+    measure: Callable[[str], Harm],
+    weights: tuple[float, ...] | None,
 ) -> Option | None:
     """A scheme's harm and tensors; None where the weights do not fit into it."""
     place = f"{group.name} {scheme}"
@@ -156,7 +161,7 @@ def _option(
     if "unfit" in record:
         return None
     tensors = tuple(Stored(name, kind, tuple(shape)) for name, kind, shape in record["tensors"])
-    return Option(group, scheme, Harm(tuple(record["kl"]), record["codec"]), tensors)
+    return Option(group, scheme, Harm(tuple(record["kl"]), record["codec"], weights), tensors)
 
 
 def stored(group: Group, scheme: str, targets: Mapping[str, nn.Module]) -> tuple[Stored, ...]:

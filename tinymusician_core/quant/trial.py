@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,14 +93,16 @@ class Harm:
         kl: KL(float || quantized) of the next token's distribution, nats a token, for each codebook.
         codec: half the energy of what the codec gets wrong over that of its sound: the KL of two normal distributions
             as far apart as that, as wide as the sound is loud. So it can stand beside the other.
+        weights: how much each codebook counts in the mean; all alike where None.
     """
 
     kl: tuple[float, ...]
     codec: float
+    weights: tuple[float, ...] | None = None
 
-    def mean_kl(self, weights: Sequence[float] | None = None) -> float:
+    def mean_kl(self) -> float:
         """The mean over codebooks, weighted."""
-        weights = [1.0] * len(self.kl) if weights is None else weights
+        weights = (1.0,) * len(self.kl) if self.weights is None else self.weights
         return sum(w * value for w, value in zip(weights, self.kl, strict=True)) / sum(weights)
 
     @property
@@ -115,10 +118,23 @@ class Judge:
         pipeline: the float model; its modules may be tried afterwards.
         calibration: the tokens and prompts.
         moments: the inputs' second moments by module, from other tokens than these; None rounds without them.
+        weights: how much each codebook counts, as `Harm` has them.
+
+    Raises:
+        ValueError: another number of weights than of codebooks, or one that is not above 0.
     """
 
-    def __init__(self, pipeline: Pipeline, calibration: Calibration, moments: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        calibration: Calibration,
+        moments: Mapping[str, Tensor] | None = None,
+        weights: Sequence[float] | None = None,
+    ):
         self._pipeline, self._calibration = pipeline, calibration
+        self.weights = None if weights is None else tuple(float(weight) for weight in weights)
+        if self.weights is not None and (len(self.weights) != self._codebooks or not all(map(_counts, self.weights))):
+            raise ValueError(f"weights must be {self._codebooks} numbers above 0, one a codebook, got {weights!r}")
         self.packs = Packs(pipeline.modules, moments)
         self._states = self._encode()
         self._wanted = [log_probs(part) for part in self._logits(self._states)]
@@ -157,11 +173,15 @@ class Judge:
         parts = {name.partition(".")[0] for name, scheme in schemes.items() if scheme != "fp32"}
         with tried(self._pipeline.modules, schemes, self.packs):
             lm = self.divergence("text_encoder" in parts) if parts - {"codec"} else (0.0,) * self._codebooks
-            return Harm(lm, self.codec_error() if "codec" in parts else 0.0)
+            return Harm(lm, self.codec_error() if "codec" in parts else 0.0, self.weights)
 
     @property
     def _codebooks(self) -> int:
         return self._calibration.codes.shape[1]
+
+
+def _counts(weight: float) -> bool:
+    return 0 < weight < math.inf
 
 
 @dataclass(frozen=True, eq=False)

@@ -109,9 +109,10 @@ class Workbench:
         tokens: what schemes are tried on.
         schemes: those that may be used; all that this machine can run where None.
         on_progress, should_stop: told of, and asked before, every measurement.
+        weights: how much each codebook counts in the mean; all alike where None.
 
     Raises:
-        ValueError: an unknown scheme, or one that this machine cannot run.
+        ValueError: an unknown scheme, one that this machine cannot run, or weights that do not fit the codebooks.
         Cancelled: `should_stop` said so; what was measured is kept.
     """
 
@@ -123,13 +124,14 @@ class Workbench:
         schemes: Sequence[str] | None = None,
         on_progress: OnOption | None = None,
         should_stop: Callable[[], bool] | None = None,
+        weights: Sequence[float] | None = None,
     ):
         self.pipeline, self.name, self.tokens = pipeline, name, tokens
         self.not_offered = unavailable(pipeline.device)
         self.schemes = _allowed(schemes, self.not_offered)
         inputs = inputs_of(pipeline, tokens.moments)
         self.moments = inputs.moments
-        self.judge = Judge(pipeline, tokens.judge, self.moments)
+        self.judge = Judge(pipeline, tokens.judge, self.moments, weights)
         self._strict: Judge | None = None
         key = f"{tokens.moments.hash[:8]}{tokens.judge.hash[:8]}"
         rows = inputs.rows if is_large(pipeline) else None
@@ -164,7 +166,7 @@ class Workbench:
         """What a plan will be: its bytes exactly, and the sums of what its schemes cost and do alone."""
         options = self.chosen(schemes)
         kl = tuple(np.sum([option.harm.kl for option in options], axis=0).tolist())
-        harm = Harm(kl, sum(option.harm.codec for option in options))
+        harm = Harm(kl, sum(option.harm.codec for option in options), self.judge.weights)
         size = disk_bytes(self.pipeline, self.recipe(schemes), [t for o in options for t in o.tensors], self.name)
         return Outcome(size, 1e3 * self.pace.step_s(self.calls_s(schemes), self._floats(schemes)), harm)
 
@@ -178,7 +180,7 @@ class Workbench:
     def held_out(self, schemes: Mapping[str, str]) -> Harm:
         """A plan's harm on tokens that neither the rounding nor the search has seen."""
         if self._strict is None:
-            self._strict = Judge(self.pipeline, self.tokens.held_out, self.moments)
+            self._strict = Judge(self.pipeline, self.tokens.held_out, self.moments, self.judge.weights)
             self._strict.packs = self.judge.packs
         return self._strict.harm(schemes)
 
