@@ -22,12 +22,17 @@ SOURCES = (
     "Sound: MuseScore General soundfont (MIT, parts public domain or CC0) through FluidSynth."
 )
 RECIPES = {
-    "codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 24",
-    "text": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 200",
-    "teacher": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 200",
-    "student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 3 "
+    "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 24",
+    "models/text": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 200",
+    "models/teacher": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 200",
+    "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 3 "
     "--minutes 10 --batch 8 --seconds 16 -o assets/models/student",
-    "quantized": "tinymusician quantize --model assets/models/student --preset fast -o assets/models/quantized",
+    "models/quantized": "tinymusician quantize --model assets/models/student --preset fast -o assets/models/quantized",
+    "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 60, then publish-listener",
+    "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
+    "reports/evaluation": "tinymusician evaluate -o assets/reports/evaluation",
+    "reports/bench": "tinymusician bench -o assets/reports/bench",
+    "screenshots": "python -m tests.e2e.screenshots",
 }
 
 
@@ -76,8 +81,7 @@ def write_manifest(assets: Path) -> Path:
     for path in sorted(p for p in assets.rglob("*") if p.is_file() and p != target):
         name, digest = path.relative_to(assets).as_posix(), sha256_of(path)
         record = {"path": name, "bytes": path.stat().st_size, "sha256": digest, "licence": LICENCE}
-        part = name.split("/")[1] if name.startswith("models/") else ""
-        recipe = {"recipe": RECIPES[part]} if part in RECIPES else {}
+        recipe = {"recipe": text for folder, text in RECIPES.items() if name.startswith(f"{folder}/")}
         files.append(record | recipe | {"commit": known.get((name, digest), commit)})
     with whole_file(target) as partial:
         partial.write_text(json.dumps({"sources": SOURCES, "files": files}, indent=1) + "\n", encoding="utf-8")
