@@ -72,6 +72,16 @@ def test_it_was_made_with_what_is_shipped_and_is_small(held_out, listener):
     assert held_out.tokens.clip(0).shape == (4, 250)
 
 
+def test_the_judgements_are_those_of_the_shipped_listener(held_out, listener):
+    codec = load_codec(assets_folder() / "models" / "codec")
+    for index in (0, 100, 199):
+        decoded = codec.decode(held_out.tokens.clip(index)[None])[0].numpy().clip(-1, 1)
+        heard, kept = listener.hear(decoded, RATE_HZ), held_out.round_trip[index]
+        np.testing.assert_allclose(kept.embedding, heard.embedding, atol=0.02)
+        for head, probabilities in heard.probabilities.items():
+            np.testing.assert_allclose(kept.heard.probabilities[head], probabilities, atol=0.01)
+
+
 def test_the_same_clips_are_no_distance_apart(clean):
     assert frechet_distance(clean, clean[::-1]) == 0
     assert frechet_extrapolated(clean, clean[::-1]).value == 0
