@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from conftest import save_tiny_musicgen
 from torch import nn
 
 import tinymusician_core as tm
@@ -237,6 +238,17 @@ def test_a_musicgen_in_transformers_format_takes_a_budget_the_short_way(tiny_mus
     assert made.disk_bytes == made.search["foreseen"]["disk_bytes"]
     assert max(made.search["measured"]["kl"], made.search["measured"]["codec_error"]) <= 0.05
     assert tm.load(tmp_path / "q").generate("a calm piano", SamplingSpec(seconds=0.5)).codes.shape == (4, 25)
+
+
+def test_a_model_with_its_text_before_the_music_is_judged_prompt_by_prompt(tmp_path):
+    model = tm.load(save_tiny_musicgen(tmp_path / "melody", melody=True))
+    codes = torch.randint(0, 64, (2, 4, 10), generator=torch.Generator().manual_seed(0))
+    prompts = ["a calm piano", "the lively flute and drums in g major"]
+    found = Calibration.of(codes, prompts, model.decoder.config.delays, 64, "")
+    both = Judge(model, found).harm({"decoder.heads": "int4"})
+    alone = [Judge(model, found.part(i, i + 1)).harm({"decoder.heads": "int4"}) for i in range(2)]
+    assert both.mean_kl() == pytest.approx((alone[0].mean_kl() + alone[1].mean_kl()) / 2, rel=1e-4)
+    assert "decoder.heads" in inputs_of(model, found).moments
 
 
 def test_what_is_written_does_the_harm_that_was_measured(student, tokens, tmp_path):

@@ -145,10 +145,13 @@ def draw(plans: tuple[Compared, ...], path: Path) -> None:
         some = [points[plan.name] for plan in plans if plan.family == family]
         if some:
             axes.scatter(*zip(*some, strict=True), color=colour, s=36, label=family, zorder=2)
-    for plan in plans:
+    middle = sum(x for x, _ in points.values()) / len(points)
+    for i, plan in enumerate(sorted(plans, key=lambda plan: points[plan.name][1])):
         if plan.family != "adaptive":
-            offset = (6, -9) if plan.family == "layers" else (6, 4)
-            axes.annotate(plan.name, points[plan.name], offset, textcoords="offset points", fontsize=7)
+            place = {"xytext": (7, 5 - 9 * (i % 2)), "textcoords": "offset points", "fontsize": 7}
+            if points[plan.name][0] > 1.5 * middle:
+                place |= {"xytext": (-7, 5), "ha": "right"}
+            axes.annotate(plan.name, points[plan.name], **place)
     axes.legend(frameon=False)
     figure.savefig(path, format="png", metadata={"Software": None})
 

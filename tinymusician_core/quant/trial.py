@@ -85,6 +85,19 @@ def tried(modules: nn.Module, schemes: Mapping[str, str], packs: Packs | None = 
                 tensor.copy_(value)
 
 
+def batches(pipeline: Pipeline, states: tuple[Tensor, Tensor]) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Which windows go through the decoder at once, with their text states [n,S,D] and mask [n,S].
+
+    A model whose text stands before the music takes them one by one, each with no more text than it has.
+    """
+    text, mask = states
+    at_once = 1 if pipeline.decoder.config.text == "prepend" else ROWS
+    for first in range(0, len(text), at_once):
+        some = slice(first, first + at_once)
+        longest = int(mask[some].sum(dim=1).max())
+        yield some, text[some, :longest], mask[some, :longest]
+
+
 @dataclass(frozen=True)
 class Harm:
     """What a plan does to a model.
@@ -146,9 +159,8 @@ class Judge:
 
     @torch.inference_mode()
     def _logits(self, states: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
-        parts = zip(self._calibration.inputs.split(ROWS), *(part.split(ROWS) for part in states), strict=True)
-        for tokens, rows, mask in parts:
-            yield self._pipeline.decoder.logits(tokens, rows, mask)
+        for some, rows, mask in batches(self._pipeline, states):
+            yield self._pipeline.decoder.logits(self._calibration.inputs[some], rows, mask)
 
     def _decode(self) -> Tensor:
         return self._pipeline.codec.decode(self._calibration.codes[:CODEC_WINDOWS].clamp_min(0))
@@ -157,7 +169,7 @@ class Judge:
     def divergence(self, text_changed: bool = True) -> tuple[float, ...]:
         """The KL of each codebook as the modules stand now; the text is read anew unless it is as it was."""
         states = self._encode() if text_changed else self._states
-        valid = self._calibration.valid.split(ROWS)
+        valid = [self._calibration.valid[some] for some, *_ in batches(self._pipeline, states)]
         total = torch.zeros(self._calibration.codes.shape[1], dtype=torch.float64)
         for wanted, found, counts in zip(self._wanted, self._logits(states), valid, strict=True):
             total += (kl(wanted, log_probs(found)) * counts).sum(dim=(0, 2)).double()
@@ -214,11 +226,10 @@ def inputs_of(pipeline: Pipeline, calibration: Calibration) -> Inputs:
     linears = {name: m for name, m in packable(pipeline.modules).items() if isinstance(m, nn.Linear)}
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in linears.items()]
     try:
-        states, mask = pipeline.text_encoder.encode_each(calibration.prompts)
-        parts = (calibration.inputs, states, mask, calibration.codes.clamp_min(0))
-        for tokens, some, keep, codes in zip(*(part.split(ROWS) for part in parts), strict=True):
-            pipeline.decoder.logits(tokens, some, keep)
-            pipeline.codec.decode(codes)
+        states = pipeline.text_encoder.encode_each(calibration.prompts)
+        for some, text, mask in batches(pipeline, states):
+            pipeline.decoder.logits(calibration.inputs[some], text, mask)
+            pipeline.codec.decode(calibration.codes[some].clamp_min(0))
     finally:
         for hook in hooks:
             hook.remove()
