@@ -19,6 +19,7 @@ from .spectra import BINS_PER_SEMITONE, FLOOR, MELS, SEMITONES, Spectra
 PITCH_CLASSES, OCTAVES = 12, SEMITONES // 12
 FLUX_BANDS, LAGS = 6, 200
 DEVIATION_FLOOR = 1e-4
+PITCH_FLOOR = -4.0  # a partial weaker than this, 17 dB below the mean power of a mel band, says little about the key
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class ListenerConfig:
         return asdict(self)
 
 
-def scaled(log_power: Tensor) -> Tensor:
-    """Levelled log power -> about -1 to 3."""
-    return (log_power - FLOOR / 2) / 4
+def scaled(log_power: Tensor, floor: float = FLOOR) -> Tensor:
+    """Levelled log power, nothing below the floor -> about -2 to 2."""
+    return (log_power.clamp_min(floor) - floor / 2) / 4
 
 
 def statistics(x: Tensor) -> Tensor:
@@ -77,18 +78,21 @@ class TimeBlock(nn.Module):
 
 
 class ChromaBlock(nn.Module):
-    """A convolution around the circle of twelve pitch classes and over time, then a perceptron, added to the input:
-    [B,D,12,T] -> [B,D,12,T]."""
+    """A depthwise convolution around the circle of twelve pitch classes, one over time, then a perceptron, added to the
+    input: [B,D,12,T] -> [B,D,12,T]."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim, (PITCH_CLASSES, 5), padding=(0, 2), groups=dim)
+        self.around = nn.Parameter(torch.randn(dim, PITCH_CLASSES) / PITCH_CLASSES**0.5)
+        self.time = nn.Conv2d(dim, dim, (1, 5), padding=(0, 2))
         self.norm = nn.GroupNorm(1, dim)
         self.up, self.down = nn.Conv2d(dim, 2 * dim, 1), nn.Conv2d(2 * dim, dim, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        around = torch.cat([x, x[:, :, :-1]], 2)
-        return x + self.down(F.gelu(self.up(self.norm(self.conv(around)))))
+        steps = torch.arange(PITCH_CLASSES)
+        circle = self.around[:, (steps[:, None] - steps) % PITCH_CLASSES]
+        y = self.time(torch.einsum("dqp,bdpt->bdqt", circle, x))
+        return x + self.down(F.gelu(self.up(self.norm(y))))
 
 
 class RhythmBranch(nn.Module):
@@ -126,7 +130,7 @@ class PitchBranch(nn.Module):
         self.blocks = nn.Sequential(*(ChromaBlock(wide) for _ in range(config.chroma_blocks)))
 
     def forward(self, pitch: Tensor) -> tuple[Tensor, Tensor]:
-        x = F.gelu(self.semitones(scaled(pitch).transpose(1, 2)[:, None]))
+        x = F.gelu(self.semitones(scaled(pitch, PITCH_FLOOR).transpose(1, 2)[:, None]))
         x = F.gelu(x + self.mix(self.partials(x)))
         batch, dim, _, frames = x.shape
         x = x.reshape(batch, dim * OCTAVES, PITCH_CLASSES, frames)
