@@ -165,6 +165,7 @@ def measure_listener(listener: Listener, work: Path, codec: SpectralCodec) -> di
 def publish_listener(work: Path, assets: Path) -> None:
     """Measure the trained listener on the test tunes with the codec in `assets/models`, and write `assets/listener`."""
     listener = Listener.from_folder(work / "listener" / "model")
+    build_spectra(work, splits=("test",))
     reached = measure_listener(listener, work, SpectralCodec.from_folder(assets / "models" / "codec"))
     for head, kinds in reached.items():
         for kind, a in kinds.items():

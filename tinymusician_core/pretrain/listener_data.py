@@ -30,6 +30,7 @@ from tinymusician_core.pretrain.accompany import DRUMS
 from tinymusician_core.pretrain.arrange import Piece
 from tinymusician_core.pretrain.pieces import read_audio, read_pieces
 from tinymusician_core.pretrain.render import SAMPLES_PER_FRAME
+from tinymusician_core.tokens import SPLITS
 
 MEL_PER_PITCH = PITCH_HOP // MEL_HOP
 TRANSPOSITIONS = 5
@@ -53,11 +54,12 @@ def write_spectra(work: Path, pieces: Sequence[Piece]) -> None:
             os.replace(partial, target)
 
 
-def build_spectra(work: Path, processes: int = 2) -> None:
-    """The spectra of every piece of `work` whose audio is rendered; what is there already is kept."""
+def build_spectra(work: Path, processes: int = 2, splits: Sequence[str] = SPLITS) -> None:
+    """The spectra of the pieces of `work` whose audio is rendered; what is there already is kept."""
     folder = spectra_folder(work)
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [p for p in read_pieces(work) if not (folder / f"{p.id}.mel.npy").exists()]
+    chosen = [p for p in read_pieces(work) if p.split in splits]
+    missing = [p for p in chosen if not (folder / f"{p.id}.mel.npy").exists()]
     batches = [missing[i : i + BATCH] for i in range(0, len(missing), BATCH)]
     if not batches:
         return
