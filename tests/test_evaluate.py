@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from evaluation import make_assets, records
+from evaluation import make_assets, quick_judges, records
 from test_cli import FIGURES, run
 from test_embedders import save_tiny_clap
 
@@ -28,11 +28,23 @@ MODELS = ("teacher", "student")
 QUICK = {"models": MODELS, "clips": 20, "seconds": 1, "speed": False}
 ONE = QUICK | {"models": ("student",)}
 COMMAND = ("evaluate", "--models", "teacher,student", "--clips", "20", "--seconds", "1", "--no-speed")
+QUICK_COMMAND = """import sys, evaluation, pytest
+from tinymusician_core.cli import main
+evaluation.quick_judges(pytest.MonkeyPatch())
+sys.exit(main(sys.argv[1:]))
+"""
 FILES = {"report.json", "report.md", "quality-size.png", "quality-speed.png"}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    with pytest.MonkeyPatch.context() as patch:
+        quick_judges(patch)
+        yield
+
+
 @pytest.fixture(scope="module")
-def assets(tiny_family, tmp_path_factory):
+def assets(quick, tiny_family, tmp_path_factory):
     return make_assets(tmp_path_factory.mktemp("evaluate"), tiny_family)
 
 
@@ -41,21 +53,19 @@ def tiny_assets(assets, monkeypatch):
     monkeypatch.setenv("TINYMUSICIAN_ASSETS", str(assets))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def few_draws():
-    """Intervals from fewer halves: the arithmetic is the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tinymusician_core.evaluate.run.DRAWS", 20)
-        yield
-
-
 @pytest.fixture(scope="module")
-def whole(assets, few_draws, tmp_path_factory):
+def whole(assets, tmp_path_factory):
     """A folder with a run that nothing disturbed, and its evaluation."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINYMUSICIAN_ASSETS", str(assets))
         return folder, evaluate(**QUICK, output=folder)
+
+
+def environment_here() -> dict[str, str]:
+    """The environment of a process that finds both the package and these tests."""
+    folder = Path(__file__).resolve().parent
+    return dict(os.environ, PYTHONPATH=os.pathsep.join([str(folder), str(folder.parent)]))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -132,9 +142,9 @@ def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
 def test_a_kill_in_the_middle_changes_nothing(whole, tmp_path):
     """kill -9 while the second variant plays, then the same command again, in a process of its own as well."""
     output = tmp_path / "run"
-    script = "import tinymusician_core.evaluate.run as r; r.DRAWS = 20; from tinymusician_core.cli import main; "
-    command = [sys.executable, "-c", script + f"main({[*COMMAND, '-o', str(output)]!r})"]
-    with subprocess.Popen(command, env=dict(os.environ), start_new_session=True) as process:
+    command = [sys.executable, "-c", QUICK_COMMAND, *COMMAND, "-o", str(output)]
+    environment = environment_here()
+    with subprocess.Popen(command, env=environment, start_new_session=True) as process:
         journal = output / "2-student" / "clips.jsonl"
         while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 3):
             time.sleep(0.02)
@@ -144,7 +154,7 @@ def test_a_kill_in_the_middle_changes_nothing(whole, tmp_path):
     assert 3 <= made < 20
     with open(journal, "ab") as file:
         file.write(b'{"index": 5, "see')
-    subprocess.run(command, env=dict(os.environ), check=True, timeout=300)
+    subprocess.run(command, env=environment, check=True, timeout=300)
     assert contents(output) == contents(whole[0])
 
 
@@ -290,9 +300,8 @@ def test_missing_parts_exit_1(capsys, assets, tmp_path, monkeypatch):
 
 def test_ctrl_c_keeps_what_was_made(tmp_path, assets):
     output = tmp_path / "run"
-    script = "import sys; from tinymusician_core.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", script, *COMMAND, "-o", str(output)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", QUICK_COMMAND, *COMMAND, "-o", str(output)]
+    with subprocess.Popen(command, env=environment_here(), stderr=subprocess.PIPE, text=True) as process:
         journal = output / "1-teacher" / "clips.jsonl"
         while process.poll() is None and not journal.exists():
             time.sleep(0.02)
