@@ -32,6 +32,7 @@ from .skeleton import ENCODER_FILE, ENCODERS, build, describe, encoder_state
 MODEL_TYPE = "tinymusician-quantized"
 FILES = ("model.safetensors", "plan.json", "tokenizer.json")
 
+SMALL_BYTES = 2**17
 OnModule = Callable[[str, int, int], None]  # a module's name, how many are done, how many there are
 
 
@@ -218,8 +219,11 @@ def load_quantized(folder: str | os.PathLike) -> Parts:
     with safe_open(weights, framework="pt") as file:
         stored = _by_module(file.keys(), schemes)
     for name, scheme in schemes.items():
-        with safe_open(weights, framework="pt") as file:  # opened anew each time: what was read is unmapped again
-            tensors = {key: file.get_tensor(f"{name}.{key}") for key in stored[name]}
+        # Opened anew each time, small tensors copied: a scale that is kept would keep the pages around it mapped.
+        with safe_open(weights, framework="pt") as file:
+            found = {key: file.get_tensor(f"{name}.{key}") for key in stored[name]}
+        tensors = {key: tensor.clone() if tensor.nbytes <= SMALL_BYTES else tensor for key, tensor in found.items()}
+        del found
         module = from_tensors(targets[name], scheme, tensors)
         del tensors
         for place in (name, *ties.get(name, ())):
