@@ -84,6 +84,11 @@ def test_every_clip_and_window_has_a_record(whole):
     assert all(min(window["kl"]) > 0 for window in windows)
 
 
+def test_the_public_name_is_the_function():
+    with pytest.raises(ValueError, match="at least one name, each once"):
+        tm.evaluate(models=())
+
+
 def test_a_clip_is_what_generate_makes_of_its_prompt_and_seed(whole):
     folder, _ = whole
     record = records(folder / "2-student" / "clips.jsonl")[3]
