@@ -60,7 +60,8 @@ class Calibration:
     def part(self, first: int, end: int) -> Calibration:
         """The windows from `first` to before `end`."""
         some = slice(first, end)
-        return Calibration(self.codes[some], self.prompts[some], self.inputs[some], self.valid[some], self.source)
+        source = f"{end - first} of {self.source}"
+        return Calibration(self.codes[some], self.prompts[some], self.inputs[some], self.valid[some], source)
 
     @property
     def hash(self) -> str:
