@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tinymusician_core.evaluate.journal import Journal
+from tinymusician_core.journal import Journal
 
 RECORDS = [{"index": number, "prompt": "a jig — “lively”", "values": [0.1 * number, None]} for number in range(3)]
 

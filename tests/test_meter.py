@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import slow_process as slow
 
-from tinymusician_core.evaluate.journal import Journal
+from tinymusician_core.journal import Journal
 from tinymusician_core.measure import bench_report, rounds
 from tinymusician_core.measure.bench import measure
 from tinymusician_core.measure.rounds import Setting, bench, turns

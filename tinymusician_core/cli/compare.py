@@ -9,7 +9,6 @@ from pathlib import Path
 from ..measure.bench import Measured, StoppedComparing, compare
 from ..records import check_prompt
 from . import show
-from .measuring import VARIANTS as VARIANTS
 from .measuring import add_measuring, read_measuring
 from .sampling import add_sampling, plain, read_spec
 from .stopping import stop_on_ctrl_c

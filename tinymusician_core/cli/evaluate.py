@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import show
-from .compare import VARIANTS
+from .measuring import VARIANTS
 from .sampling import read_amount, read_count
 from .stopping import stop_on_ctrl_c
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from ..files import reading, sha256_of
+from ..journal import Journal
 from ..records import ModelError
 from ..tokens import TokenDataset
 from ..variants import assets_folder
-from .journal import Journal
 from .jury import Judged
 
 FOLDER, SPLIT = "evaluation", "test"

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import audio
+from ..journal import Journal
 from ..records import Cancelled, Waveform
 from .held_out import HeldOut
-from .journal import Journal
 from .jury import Judged, Jury
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")

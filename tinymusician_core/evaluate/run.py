@@ -21,6 +21,7 @@ import torch
 
 from .. import __version__
 from ..files import whole_file
+from ..journal import Journal
 from ..measure.bench import measure
 from ..pipeline import Pipeline
 from ..records import Cancelled, Figures, SamplingSpec, Spread
@@ -28,7 +29,6 @@ from ..text import EXAMPLE, check_known
 from ..variants import FAMILY, load
 from .embedders import load_embedder
 from .held_out import HeldOut, codec_identity
-from .journal import Journal
 from .jury import Judged, Jury
 from .likelihood import divergence_to, token_likelihood
 from .listener import Listener

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..evaluate.journal import Journal
 from ..figures import Figures
+from ..journal import Journal
 from ..records import Cancelled, ModelError, Progress, SamplingSpec, check_prompt
 from ..text import EXAMPLE
 from ..worker import ShouldStop

@@ -24,10 +24,10 @@ from tinymusician_core.bundle import load_codec
 from tinymusician_core.evaluate.embedders import ListenerEmbedder
 from tinymusician_core.evaluate.fidelity import MEASURES, fidelity
 from tinymusician_core.evaluate.held_out import FOLDER, SPLIT, codec_identity
-from tinymusician_core.evaluate.journal import Journal
 from tinymusician_core.evaluate.jury import Jury
 from tinymusician_core.evaluate.listener import Listener
 from tinymusician_core.files import sha256_of, whole_file
+from tinymusician_core.journal import Journal
 from tinymusician_core.records import Waveform
 from tinymusician_core.tokens import TokenDataset, write_tokens
 

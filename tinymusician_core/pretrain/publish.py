@@ -81,7 +81,7 @@ def write_manifest(assets: Path) -> Path:
     for path in sorted(p for p in assets.rglob("*") if p.is_file() and p != target):
         name, digest = path.relative_to(assets).as_posix(), sha256_of(path)
         record = {"path": name, "bytes": path.stat().st_size, "sha256": digest, "licence": LICENCE}
-        recipe = {"recipe": text for folder, text in RECIPES.items() if name.startswith(f"{folder}/")}
+        recipe = next(({"recipe": text} for folder, text in RECIPES.items() if name.startswith(f"{folder}/")), {})
         files.append(record | recipe | {"commit": known.get((name, digest), commit)})
     with whole_file(target) as partial:
         partial.write_text(json.dumps({"sources": SOURCES, "files": files}, indent=1) + "\n", encoding="utf-8")
