@@ -28,7 +28,8 @@ RECIPES = {
     "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 3 "
     "--minutes 10 --batch 8 --seconds 16 -o assets/models/student",
     "models/quantized": "tinymusician quantize --model assets/models/student --preset fast -o assets/models/quantized",
-    "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 60, then publish-listener",
+    "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, then publish-listener; "
+    "the pieces weighted as models/README.md says, by hand",
     "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
     "reports/evaluation": "tinymusician evaluate -o assets/reports/evaluation",
     "reports/bench": "tinymusician bench -o assets/reports/bench",
