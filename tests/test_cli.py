@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from commands import run
 from rich.console import Console
 
 from tinymusician_core import audio, cli
@@ -22,16 +23,6 @@ PROMPT = "a calm piano waltz"
 FIGURES = {"first_sound_ms", "ms_per_step", "x_realtime", "total_s", "stages_ms", "peak_memory_bytes", "disk_bytes"}
 FIGURES |= {"threads", "device", "runs"}
 TO = ("--data", "none", "-o", "new")
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output and standard error of a command."""
-    try:
-        code = cli.main(arguments)
-    except SystemExit as left:
-        code = left.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture

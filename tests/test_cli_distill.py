@@ -7,23 +7,13 @@ import signal
 
 import pytest
 import torch
+from commands import run
 
 import tinymusician_core as tm
-from tinymusician_core import cli
 from tinymusician_core.cli import show, stopping
 from tinymusician_core.tokens import write_tokens
 
 PROMPT = "a calm piano waltz"
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output and standard error of a command."""
-    try:
-        code = cli.main(arguments)
-    except SystemExit as left:
-        code = left.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 @pytest.fixture

@@ -2,20 +2,11 @@
 
 import json
 
-from tinymusician_core import cli
+from commands import run
+
 from tinymusician_core.cli import show
 
 PROMPT = "a calm piano waltz"
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output and standard error of a command."""
-    try:
-        code = cli.main(arguments)
-    except SystemExit as left:
-        code = left.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def test_quantize_writes_a_model_that_plays(capsys, demo_family, tmp_path):

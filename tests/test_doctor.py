@@ -4,19 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from commands import run
 
-from tinymusician_core import cli, doctor
+from tinymusician_core import doctor
 from tinymusician_core.files import sha256_of
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output and standard error of a command."""
-    try:
-        code = cli.main(arguments)
-    except SystemExit as left:
-        code = left.code
-    out, err = capsys.readouterr()
-    return code, out, err
 
 
 def write_manifest(folder, names):
