@@ -17,6 +17,7 @@ from tinymusician_core.worker import Loaded
 
 PROMPT = "a calm piano waltz"
 SPEC = SamplingSpec(seconds=1, seed=3)
+LONG = SamplingSpec(seconds=200, seed=3)  # long enough to be stopped in the middle on a busy machine
 MB = 2**20
 
 
@@ -165,15 +166,15 @@ def test_a_stop_in_a_later_run_keeps_the_runs_that_are_whole(tiny_family):
     seen = []
 
     def in_second_run():
-        return sum(progress.stage == "text" and progress.done == 0 for progress in seen) == 2
+        return sum(progress.stage == "text" and progress.done == 0 for progress in seen) >= 2
 
     with pytest.raises(StoppedMeasuring) as caught:
         measure(
-            str(tiny_family / "student"), PROMPT, SPEC, 3, False, on_progress=seen.append, should_stop=in_second_run
+            str(tiny_family / "student"), PROMPT, LONG, 3, False, on_progress=seen.append, should_stop=in_second_run
         )
     assert caught.value.whole
     assert caught.value.measured.figures.runs == 1
-    assert caught.value.clip.seconds == pytest.approx(1)
+    assert caught.value.clip.seconds == pytest.approx(LONG.seconds, abs=0.1)
 
 
 def test_a_stop_while_warming_up_keeps_nothing(tiny_family):
@@ -226,21 +227,21 @@ def test_a_stopped_comparison_keeps_the_variants_that_are_whole(demo_family):
         compare(
             PROMPT,
             ["teacher", "student"],
-            SamplingSpec(seconds=60, seed=3),
+            LONG,
             warm_up=False,
             on_audio=lambda model, *_: heard.append(model),
             should_stop=lambda: "student" in heard,
         )
     assert list(caught.value.finished) == ["teacher"]
-    assert caught.value.finished["teacher"].clip.seconds == pytest.approx(60, abs=0.1)
+    assert caught.value.finished["teacher"].clip.seconds == pytest.approx(LONG.seconds, abs=0.1)
 
 
 def test_a_variant_with_one_run_of_two_is_kept_with_that_one(demo_family):
     seen = []
     with pytest.raises(StoppedComparing) as caught:
         compare(
-            PROMPT, ["student"], SPEC, 2, False, lambda _, progress: seen.append(progress),
-            lambda: sum(progress.stage == "text" and progress.done == 0 for progress in seen) == 2,
+            PROMPT, ["student"], LONG, 2, False, lambda _, progress: seen.append(progress),
+            lambda: sum(progress.stage == "text" and progress.done == 0 for progress in seen) >= 2,
         )  # fmt: skip
     assert caught.value.finished["student"].figures.runs == 1
 
