@@ -1,4 +1,4 @@
-"""The training loop that every stage shares: AdamW, warm-up and cosine decay over a budget, bf16, accumulated
+"""The training loop that every stage shares: AdamW or Muon beside it, warm-up and cosine decay over a budget, bf16, accumulated
 gradients, checkpoints, exact resume, early stopping, a JSONL log and TensorBoard's. It needs torch alone."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import whole_file
+from .optimizer import Optimizers, layer_matrices
 from .processes import OneProcess
 from .run_log import RunLog
 
@@ -28,6 +29,8 @@ class TrainSettings:
     `validate_every` counts steps and goes before `validate_every_s`. With `patience` training ends early when that many
     validations on end have not brought `monitor` below its best; validations then judge the average where there is one,
     and the best weights are the ones to keep.
+
+    `muon` names the stacks of layers whose matrices Muon trains ("decoder.layers"); AdamW trains the rest.
     """
 
     learning_rate: float
@@ -37,6 +40,7 @@ class TrainSettings:
     final_fraction: float = 0.05
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
+    muon: tuple[str, ...] = ()
     clip_norm: float = 1.0
     ema: float = 0.0
     bf16: bool = True
@@ -97,20 +101,13 @@ class Trainer:
         self.running = self.together.wrap(self.model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=settings.learning_rate, betas=settings.betas)
+        muon = layer_matrices(model, settings.muon)
+        self.optimizer = Optimizers(model, muon, settings.learning_rate, settings.weight_decay, settings.betas)
         self.rng = torch.Generator().manual_seed(settings.seed)
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if settings.ema else {}
         self.step, self.elapsed_s = 0, 0.0
         self.best: dict = {}  # value, how many validations ago, and the weights
         self._log = RunLog(self.folder, settings.tensorboard)
-
-    def _groups(self) -> list[dict]:
-        """Weight decay on matrices only."""
-        decay = self.settings.weight_decay
-        return [
-            {"params": [p for p in self.parameters if p.ndim >= 2], "weight_decay": decay},
-            {"params": [p for p in self.parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
 
     @property
     def fraction(self) -> float:
@@ -134,7 +131,11 @@ class Trainer:
         )
 
     def resume(self) -> bool:
-        """Go on from the folder's checkpoint; False where there is none. What was logged after it is forgotten."""
+        """Go on from the folder's checkpoint; False where there is none. What was logged after it is forgotten.
+
+        Raises:
+            ValueError: it was trained with other optimisers.
+        """
         path = self.folder / CHECKPOINT
         if not path.exists():
             return False
@@ -178,9 +179,8 @@ class Trainer:
 
     def train_step(self, loss: LossFunction) -> dict[str, Tensor]:
         """One optimiser step; the losses of its parts, added up."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.set_learning_rate(self.learning_rate())
+        self.optimizer.zero_grad()
         with self._context():
             found = loss(self.rng, self.fraction)
         parts: Sequence[Part] = [lambda: found] if isinstance(found, Mapping) else found

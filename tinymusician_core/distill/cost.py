@@ -128,7 +128,7 @@ def _sizes(teacher: Teacher, session: Session, trainer: Trainer) -> dict[str, fl
         "weights_bytes": _bytes(session.student),
         "average_bytes": sum(tensor.nbytes for tensor in trainer.average.values()),
         "gradient_bytes": sum(p.grad.nbytes for p in trainer.parameters if p.grad is not None),
-        "optimizer_bytes": sum(_tensor_bytes(state) for state in trainer.optimizer.state.values()),
+        "optimizer_bytes": sum(tensor.nbytes for tensor in trainer.optimizer.tensors()),
     }
 
 
@@ -185,10 +185,6 @@ def _parameters(module: nn.Module) -> int:
 
 def _bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-
-
-def _tensor_bytes(state: dict) -> int:
-    return sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
 
 
 def _peak(device: torch.device) -> int | None:

@@ -1,5 +1,5 @@
-"""Polish the codec's decoder with adversarial and feature losses; encoder and codebooks stay, so every code keeps its
-meaning and no token has to be made anew."""
+"""Polish the codec's decoder on the rendered pieces, first by spectra alone, then with adversarial and feature losses;
+encoder and codebooks stay, so every code keeps its meaning and no token has to be made anew."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tinymusician_core.training import Trainer, TrainSettings
 
 FRAMES = 32
 MEL_WEIGHT, FEATURE_WEIGHT = 10.0, 2.0
+JUDGED_FROM = 0.5  # the share of the budget after which the discriminators take part
 
 
 class PolishTraining(nn.Module):
@@ -37,32 +38,35 @@ class PolishTraining(nn.Module):
             book.requires_grad_(False)
         self.scales = MelScales(codec.sample_rate_hz)
 
-    def forward(self, audio: Tensor, codes: Tensor) -> dict[str, Tensor]:
-        """Audio [B,1,N] and its codes [B,K,T] -> losses."""
+    def forward(self, audio: Tensor, codes: Tensor, judged: bool = True) -> dict[str, Tensor]:
+        """Audio [B,1,N] and its codes [B,K,T] -> losses; those of spectra alone where nothing is `judged`."""
         made = self.decoder(*self.decoder.look_up(codes)).float()
         mel, convergence = self.scales(made, audio)
+        spectral = MEL_WEIGHT * (mel + 0.5 * convergence)
+        if not judged:
+            return {"loss": spectral, "mel": mel, "convergence": convergence}
         real = self.judges(audio)
-        judged = telling_apart(real, self.judges(made.detach()))
+        told = telling_apart(real, self.judges(made.detach()))
         seen = self.judges.detached(made)
         fooled, features = passing_for_real(seen), feature_distance(real, seen)
         return {
-            "loss": MEL_WEIGHT * (mel + 0.5 * convergence) + fooled + FEATURE_WEIGHT * features + judged,
+            "loss": spectral + fooled + FEATURE_WEIGHT * features + told,
             "mel": mel,
             "convergence": convergence,
             "features": features,
             "fooled": fooled,
-            "judged": judged,
+            "judged": told,
         }
 
 
-def polish_codec(work: Path, minutes: float, pieces: int = 600, batch: int = 6, device: str = "cpu") -> None:
+def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8, device: str = "cpu") -> None:
     """Train (or go on training) in `work/polish` from the codec in `work/codec/model`; writes `work/polish/model`."""
     codec = SpectralCodec.from_folder(work / "codec" / "model")
     encoder = codec.encoder.to(device)
     torch.manual_seed(0)
     model = PolishTraining(codec.to(device))
     settings = TrainSettings(
-        learning_rate=4e-4,
+        learning_rate=1e-3,
         minutes=minutes,
         warm_up_steps=200,
         weight_decay=0.0,
@@ -76,10 +80,10 @@ def polish_codec(work: Path, minutes: float, pieces: int = 600, batch: int = 6, 
     trainer.resume()
     train, held_out = CodecData.read(work, "train", pieces), CodecData.read(work, "validation", 40)
 
-    def loss(rng: torch.Generator, _: float) -> dict[str, Tensor]:
+    def loss(rng: torch.Generator, spent: float) -> dict[str, Tensor]:
         model.train()
         audio = train.batch(rng, batch, FRAMES)[0].to(device)
-        return model(audio, codec.encode(audio).clone())
+        return model(audio, codec.encode(audio).clone(), spent >= JUDGED_FROM)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:

@@ -20,6 +20,7 @@ from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings
 
 IGNORED = -100
 LENGTHS = ((1, 0.5), (2, 0.3), (4, 0.2))  # windows of once, twice, four times the length, and the share of steps
+STACKS = ("decoder.model.decoder.layers", "text_encoder.encoder.block", "enc_to_dec_proj")  # what Muon trains
 VOCABULARY_ROWS = ("text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight")
 
 
@@ -225,6 +226,7 @@ def train_teacher(
         warm_up_steps=200,
         weight_decay=0.05,
         betas=(0.9, 0.95),
+        muon=STACKS,
         ema=0.998,
         log_every=25,
     )
