@@ -152,6 +152,7 @@ def test_every_loss_trains(family, tokens, loss):
         ({"batch": 0}, "batch is 0"),
         ({"seconds": -1.0}, "seconds is -1.0"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
+        ({"optimizer": "sgd"}, "optimizer is 'sgd'; muon or adamw is allowed"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"steps": 0}, "must be above zero"),
         ({"minutes": 1.0, "steps": 1}, "either in minutes or in steps"),

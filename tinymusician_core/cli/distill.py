@@ -64,6 +64,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accumulate", default="1", help="parts that a batch is computed in (default 1)")
     parser.add_argument("--seconds", default="10", help="length of a window (default 10)")
     parser.add_argument("--learning-rate", default="0.001", help="at its highest (default 0.001)")
+    parser.add_argument("--optimizer", default="muon", choices=["muon", "adamw"], help="of the layers (default muon)")
     parser.add_argument("--dropout", default="0.1", help="share of captions left out, for guidance (default 0.1)")
     parser.add_argument("--patience", help="end after so many validations without progress")
     parser.add_argument("--validate-every", help="steps between validations (default: every five minutes)")
@@ -112,7 +113,7 @@ def read_options(options: argparse.Namespace) -> dict:
         "codebook_weights": _numbers(options.codebook_weights),
         "bf16": options.precision == "bf16",
         "seed": check_seed(options.seed),
-        **{name: getattr(options, name) for name in ("loss", "temperature", "hidden", "guidance", "device")},
+        **{name: getattr(options, name) for name in ("loss", "temperature", "hidden", "guidance", "optimizer", "device")},
     }
 
 

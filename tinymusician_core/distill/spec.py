@@ -9,6 +9,7 @@ from .loss import CROSS_ENTROPY, LossSpec, loss_named
 from .student import Shape
 
 HIDDEN = ("mse", "cosine")
+OPTIMIZERS = ("muon", "adamw")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class DistillSpec:
         hidden: "mse:W" or "cosine:W", what each layer gives against what its original would have been given next.
         batch, seconds: windows a step, and how long each is.
         accumulate: in how many parts a batch is computed, one after the other.
+        optimizer: "muon" for the matrices of the layers, with AdamW for the rest, or "adamw" for all.
         dropout: the share of captions left out, for guidance.
         on_policy: the share of steps on windows that the student goes on with itself.
         cache_logits: how many of the teacher's likeliest tokens to keep on disk a position; None runs it in training.
@@ -47,6 +49,7 @@ class DistillSpec:
     seconds: float = 10.0
     accumulate: int = 1
     learning_rate: float = 1e-3
+    optimizer: str = "muon"
     dropout: float = 0.1
     on_policy: float = 0.0
     cache_logits: int | None = None
@@ -66,6 +69,8 @@ class DistillSpec:
         for name, top in (("seconds", 60.0), ("learning_rate", 1.0)):
             if not 0.0 < getattr(self, name) <= top:
                 raise ValueError(f"{name} is {getattr(self, name)}; above 0 and at most {top} is allowed")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer is {self.optimizer!r}; {' or '.join(OPTIMIZERS)} is allowed")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout is {self.dropout}; 0 or more and below 1 is allowed")
         if not 0.0 <= self.on_policy <= 1.0:

@@ -28,6 +28,7 @@ from .spec import DistillSpec
 
 SETTINGS, TOKENS, LOGITS = "settings.json", "tokens", "logits"
 BUILT_IN = "built-in"
+STACKS = ("decoder.model.decoder.layers",)  # what Muon trains
 BUILT_IN_PROMPTS = 200
 
 OnStage = Callable[[str, int, int], None]  # what is prepared, how much is done, of how much
@@ -73,6 +74,7 @@ class Run:
             steps=self.steps,
             warm_up_steps=40,
             weight_decay=0.05,
+            muon=STACKS if spec.optimizer == "muon" else (),
             ema=0.99,
             bf16=spec.bf16,
             seed=spec.seed,
