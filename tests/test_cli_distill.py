@@ -107,6 +107,7 @@ def test_every_setting_reaches_the_run(capsys, tiny_family, tmp_path):
         "seconds": 0.5,
         "accumulate": 2,
         "learning_rate": 0.001,
+        "optimizer": "adamw",
         "dropout": 0.0,
         "on_policy": 0.0,
         "cache_logits": 16,

@@ -113,7 +113,8 @@ def read_options(options: argparse.Namespace) -> dict:
         "codebook_weights": _numbers(options.codebook_weights),
         "bf16": options.precision == "bf16",
         "seed": check_seed(options.seed),
-        **{name: getattr(options, name) for name in ("loss", "temperature", "hidden", "guidance", "optimizer", "device")},
+        **{name: getattr(options, name) for name in ("loss", "temperature", "hidden", "guidance")},
+        **{name: getattr(options, name) for name in ("optimizer", "device")},
     }
 
 
