@@ -1,8 +1,8 @@
 """AdamW for everything, or Muon for the matrices inside a transformer's layers and AdamW for the rest.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) makes every update of a matrix nearly orthogonal, so that
-its rare directions learn as fast as its common ones. `match_rms_adamw` (Liu et al. 2025, arXiv 2502.16982) scales
-the updates to the size of AdamW's, so that both take the same learning rate and weight decay.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) makes every update of a matrix nearly orthogonal:
+its rare directions learn as fast as its common ones. `match_rms_adamw` (Liu et al. 2025, arXiv 2502.16982) scales the
+updates to the size of AdamW's, so that both take the same learning rate and weight decay.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The training loop that every stage shares: AdamW or Muon beside it, warm-up and cosine decay over a budget, bf16,
-accumulated gradients, checkpoints, exact resume, early stopping, a JSONL log and TensorBoard's. It needs torch alone."""
+accumulated gradients, checkpoints, exact resume, early stopping, JSONL and TensorBoard logs. It needs torch alone."""
 
 from __future__ import annotations
 
