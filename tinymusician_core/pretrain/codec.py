@@ -124,6 +124,12 @@ def note_f1(logits: Tensor, target: Tensor) -> Tensor:
     return 2 * hit / ((logits > 0).sum() + (target > 0.5).sum()).clamp_min(1)
 
 
+def finished_codec(work: Path) -> Path:
+    """The folder of the codec to ship: the polished one, where there is one."""
+    polished = work / "polish" / "model"
+    return polished if polished.is_dir() else work / "codec" / "model"
+
+
 def train_codec(work: Path, minutes: float, pieces: int = 600, device: str = "cpu") -> None:
     """Train (or go on training) in `work/codec` and write the codec folder `work/codec/model`."""
     config = SpectralConfig()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig
-from tinymusician_core.pretrain.codec import CodecData, CodecTraining, MelScales
+from tinymusician_core.pretrain.codec import CodecData, CodecTraining, MelScales, finished_codec
 from tinymusician_core.pretrain.publish import averaged_teacher
 from tinymusician_core.tokens import TokenDataset
 from tinymusician_core.training import CHECKPOINT
@@ -18,24 +18,30 @@ WINDOWS, FRAMES = 48, 200
 
 @torch.no_grad()
 def codec_figures(work: Path, split: str) -> dict:
-    """Round trip of unseen pieces: log-mel L1 (natural log, mean of four windows), score F1 of the first codebook."""
-    model = CodecTraining(SpectralConfig())
-    state = torch.load(work / "codec" / CHECKPOINT, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["model"])
+    """Round trip of unseen pieces: log-mel L1 (natural log, mean of four windows), score F1 of the first codebook;
+    minutes of training of the codec, and of its decoder's polishing where there was one."""
+    codec, training = SpectralCodec.from_folder(finished_codec(work)), CodecTraining(SpectralConfig())
+    state = _checkpoint(work / "codec")
+    training.load_state_dict(state["model"])
     audio, target = CodecData.read(work, split, 200).batch(torch.Generator().manual_seed(0), WINDOWS, FRAMES)
-    losses = model.eval()(audio, target, None)
+    polished = _checkpoint(work / "polish") if (work / "polish" / CHECKPOINT).exists() else {"elapsed_s": 0.0}
     return {
-        "log_mel_l1": float(losses["mel"]),
-        "score_f1": float(losses["f1"]),
+        "log_mel_l1": float(MelScales(codec.sample_rate_hz)(codec.decode(codec.encode(audio)), audio)[0]),
+        "score_f1": float(training.eval()(audio, target, None)["f1"]),
         "windows": WINDOWS,
         "minutes": state["elapsed_s"] / 60,
+        "polish_minutes": polished["elapsed_s"] / 60,
     }
+
+
+def _checkpoint(folder: Path) -> dict:
+    return torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
 
 
 @torch.no_grad()
 def codebook_figures(work: Path, split: str) -> list[dict]:
     """For each codebook the entropy of its codes (nats) and what drawing them at random costs in log-mel L1."""
-    codec, data = SpectralCodec.from_folder(work / "codec" / "model"), TokenDataset(work / "tokens", split)
+    codec, data = SpectralCodec.from_folder(finished_codec(work)), TokenDataset(work / "tokens", split)
     rng, scales = torch.Generator().manual_seed(0), MelScales(codec.sample_rate_hz)
     codes = data.batch(rng, WINDOWS, FRAMES)[0].clamp_min(0)
     whole, figures = codec.decode(codes), []

@@ -11,11 +11,11 @@ import torch
 
 from tinymusician_core.bundle import save_family
 from tinymusician_core.files import sha256_of, whole_file
-from tinymusician_core.pretrain.teacher import TeacherConfig, TeacherTraining
+from tinymusician_core.pretrain.codec import finished_codec
+from tinymusician_core.pretrain.teacher import LONGEST_S, TeacherConfig, TeacherTraining
 from tinymusician_core.training import CHECKPOINT
 
 LICENCE = "MIT"
-WINDOW_S = 20.0  # the longest windows in its training: `teacher --window 10`, a share of them of twice the length
 SOURCES = (
     "Tunes: Ryan's Mammoth Collection (1883), O'Neill's Music of Ireland (1903), Aird's Airs (1782-1801), "
     "all in the public domain, from the music21 corpus. "
@@ -52,14 +52,14 @@ def publish_teacher(work: Path, assets: Path) -> None:
     """Write the codec, the text encoder and the teacher into `assets/models`."""
     models = assets / "models"
     models.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(work / "codec" / "model", models / "codec", dirs_exist_ok=True)
+    shutil.copytree(finished_codec(work), models / "codec", dirs_exist_ok=True)
     model, _ = averaged_teacher(work)
     model.text_encoder.half().save_pretrained(models / "text")
     model.tokenizer.save_pretrained(models / "text")
     state = {f"decoder.{k}": v for k, v in model.decoder.state_dict().items() if "embed_positions" not in k}
     state |= {f"enc_to_dec_proj.{k}": v for k, v in model.enc_to_dec_proj.state_dict().items()}
     shape = model.config.decoder_config().to_dict()
-    save_family(models / "teacher", "teacher", shape, state, dtype=torch.float32, window_s=WINDOW_S)
+    save_family(models / "teacher", "teacher", shape, state, dtype=torch.float32, window_s=LONGEST_S)
 
 
 def recipe_commit(folder: Path) -> str:

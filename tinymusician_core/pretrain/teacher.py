@@ -19,7 +19,9 @@ from tinymusician_core.tokens import TokenDataset
 from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings
 
 IGNORED = -100
+WINDOW_S = 10.0
 LENGTHS = ((1, 0.5), (2, 0.3), (4, 0.2))  # windows of once, twice, four times the length, and the share of steps
+LONGEST_S = WINDOW_S * max(longer for longer, _ in LENGTHS)
 STACKS = ("decoder.model.decoder.layers", "text_encoder.encoder.block", "enc_to_dec_proj")  # what Muon trains
 VOCABULARY_ROWS = ("text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight")
 
@@ -203,7 +205,6 @@ def validation(model: TeacherTraining, held_out: TokenDataset, frames: int) -> d
 def train_teacher(
     work: Path,
     minutes: float,
-    window_s: float = 10.0,
     batch: int = 12,
     learning_rate: float = 1.5e-3,
     device: str = "cpu",
@@ -212,7 +213,7 @@ def train_teacher(
     """Train (or go on training) in `work/teacher` on `work/tokens`; a new teacher may start from an earlier one's
     weights, with a fresh optimiser.
 
-    A step sees `batch` windows of `window_s`, or half as many of twice the length, or a quarter of four times, in the
+    A step sees `batch` windows of WINDOW_S, or half as many of twice the length, or a quarter of four times, in the
     shares of LENGTHS, so that the model knows the positions of long clips too and every step costs about the same.
     """
     train, held_out = TokenDataset(work / "tokens", "train"), TokenDataset(work / "tokens", "validation")
@@ -233,7 +234,7 @@ def train_teacher(
     trainer = Trainer(model, settings, work / "teacher", device)
     trainer.resume()
     tokenizer.save_pretrained(work / "teacher" / "tokenizer")
-    frames = round(window_s * FRAME_RATE_HZ)
+    frames = round(WINDOW_S * FRAME_RATE_HZ)
     shares = torch.tensor([share for _, share in LENGTHS])
 
     def loss(rng: torch.Generator, _: float) -> dict[str, Tensor]:
