@@ -31,10 +31,11 @@ def test_other_ways_to_share_work_are_refused(monkeypatch):
     accelerate = pytest.importorskip("accelerate")
     from accelerate.utils import DistributedType
 
-    made = SimpleNamespace(distributed_type=DistributedType.FSDP)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    made = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
     monkeypatch.setattr(accelerate, "Accelerator", lambda **_: made)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="share their work as FSDP; MULTI_CPU and MULTI_GPU are allowed"):
+    with pytest.raises(ValueError, match="share their work as DEEPSPEED; MULTI_CPU and MULTI_GPU are allowed"):
         processes("cpu")
 
 

@@ -7,12 +7,12 @@ thread and float32, so that they can be compared.
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,7 +21,7 @@ from test_distill import write_clips
 from tinymusician_core import cli
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-MODULE = [sys.executable, "-m", "tinymusician_core.cli"]
+MODULE = ["-m", "tinymusician_core.cli"]
 LIMIT_S = 240
 
 
@@ -54,54 +54,85 @@ def weights(family, name: str) -> dict[str, torch.Tensor]:
     return load_file(family / name / "model.safetensors")
 
 
-@pytest.mark.parametrize("how", [["--on-policy", "0.3"], ["--cache-logits", "16"]], ids=["own", "cached"])
-def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_weights(family, how):
-    how = [*how, "--steps", "160", "--checkpoint-every", "0.3"]
-    assert cli.main(command(family, "whole", *how)) == 0
+def launcher(sharded: bool) -> list[str]:
+    """What starts the command in two processes, each with the whole model or with its share of it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    if not sharded:
+        return [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    start = [sys.executable, "-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2"]
+    start += ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*start, "--main_process_port", port]
+
+
+def run(start: list[str], family, name: str, *how: str) -> subprocess.CompletedProcess:
+    """The command, by processes of its own, to its end."""
+    line = [*start, *MODULE, *command(family, name, *how, "--json")]
+    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    assert sum(line.startswith("{") for line in done.stdout.splitlines()) == 1  # one of them speaks
+    return done
+
+
+def kill_on_the_way(start: list[str], family, name: str, how: list[str], after: int) -> int:
+    """Begin a run and kill all of its processes once it has made `after` steps; the step of its checkpoint."""
     process = subprocess.Popen(
-        [*MODULE, *command(family, "killed", *how)],
+        [*start, *MODULE, *command(family, name, *how)],
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    folder, until = family / "killed.training", time.monotonic() + LIMIT_S
+    folder, until = family / f"{name}.training", time.monotonic() + LIMIT_S
     try:
-        while not ((folder / "checkpoint.pt").exists() and log_of(family, "killed")[-1]["step"] >= 20):
+        while not ((folder / "checkpoint.pt").exists() and log_of(family, name)[-1]["step"] >= after):
             assert process.poll() is None, "the run ended before it could be killed"
             assert time.monotonic() < until, "the run did not get anywhere"
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
+        own = psutil.Process(process.pid)
+        for each in (own, *own.children(recursive=True)):  # a launcher's children are in groups of their own
+            each.kill()
         process.wait()
-    assert not (family / "killed").exists()
-    at = torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
-    assert 0 < at < 160
-    assert cli.main(command(family, "killed", *how, "--resume")) == 0
-    ours, theirs = weights(family, "whole"), weights(family, "killed")
+    assert not (family / name).exists()
+    return torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
+
+
+def check_same(family, one: str, other: str) -> None:
+    """The same weights to the last bit, and a log in which every step stands once."""
+    ours, theirs = weights(family, one), weights(family, other)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    steps = [record["step"] for record in log_of(family, "killed") if "loss" in record]
+    steps = [record["step"] for record in log_of(family, other) if "loss" in record]
     assert steps == sorted(set(steps))
 
 
-def test_two_processes_give_the_curve_of_one(family):
+@pytest.mark.parametrize("how", [["--on-policy", "0.3"], ["--cache-logits", "16"]], ids=["own", "cached"])
+def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_weights(family, how):
+    how = [*how, "--steps", "160", "--checkpoint-every", "0.3"]
+    assert cli.main(command(family, "whole", *how)) == 0
+    at = kill_on_the_way([sys.executable], family, "killed", how, 20)
+    assert 0 < at < 160
+    assert cli.main(command(family, "killed", *how, "--resume")) == 0
+    check_same(family, "whole", "killed")
+
+
+def test_killed_and_resumed_processes_that_share_the_weights_end_with_the_same(family):
+    pytest.importorskip("accelerate")
+    how = ["--steps", "60", "--checkpoint-every", "0.3", "--patience", "50", "--validate-every", "20"]
+    run(launcher(sharded=True), family, "whole", *how)
+    at = kill_on_the_way(launcher(sharded=True), family, "killed", how, 10)
+    assert 0 < at < 60
+    run(launcher(sharded=True), family, "killed", *how, "--resume")
+    check_same(family, "whole", "killed")
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "fsdp"])
+def test_two_processes_give_the_curve_of_one(family, sharded):
     pytest.importorskip("accelerate")
     how = ["--steps", "40", "--hidden", "mse:0.3", "--width", "16", "--on-policy", "0.3", "--dropout", "0.2"]
     how += ["--codebook-weights", "3,2,1,0.5"]
     assert cli.main(command(family, "one", *how)) == 0
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    done = subprocess.run(
-        [*launcher, *MODULE[1:], *command(family, "two", *how, "--accumulate", "2", "--json")],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert sum(line.startswith("{") for line in done.stdout.splitlines()) == 1  # one of them speaks
+    run(launcher(sharded), family, "two", *how, "--accumulate", "2")
     one, two = log_of(family, "one"), log_of(family, "two")
     assert [r["step"] for r in one] == [r["step"] for r in two]
     for mine, other in zip(one, two, strict=True):

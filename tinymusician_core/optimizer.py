@@ -63,8 +63,9 @@ class Optimizers:
         ]
         self._by_name: dict[str, Optimizer] = {"adamw": AdamW(groups, lr=learning_rate, betas=betas)}
         if muon:
-            self._by_name["muon"] = Muon(
-                [p for name, p in trained.items() if name in muon],
+            matrices = [p for name, p in trained.items() if name in muon]
+            self._by_name["muon"] = _muon_for(matrices)(
+                matrices,
                 lr=learning_rate,
                 weight_decay=weight_decay,
                 adjust_lr_fn="match_rms_adamw",
@@ -109,4 +110,27 @@ class Optimizers:
                 f"not with {' and '.join(sorted(self._by_name))}; start a new run from its weights"
             )
         for name, optimizer in self._by_name.items():
-            optimizer.load_state_dict(state[name])
+            optimizer.load_state_dict(_in_shares(state[name], optimizer))
+
+
+def _is_share(parameter: torch.Tensor) -> bool:
+    return hasattr(parameter, "placements")  # of a DTensor, whose module is only imported where one is made
+
+
+def _muon_for(matrices: list[nn.Parameter]) -> type[Muon]:
+    """Muon, or its twin for weights of which each process has a share."""
+    if not any(map(_is_share, matrices)):
+        return Muon
+    from .sharded import ShardedMuon
+
+    return ShardedMuon
+
+
+def _in_shares(state: dict, optimizer: Optimizer) -> dict:
+    """A whole state as this process keeps it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if not any(map(_is_share, parameters)):
+        return state
+    from .sharded import share_moments
+
+    return share_moments(state, parameters)

@@ -140,32 +140,36 @@ class Trainer:
         if not path.exists():
             return False
         state = torch.load(path, map_location=self.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(self._shares(state["model"]))
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"].cpu())
-        self.average = state["average"]
+        self.average = self._shares(state["average"])
         self.step, self.elapsed_s = state["step"], state["elapsed_s"]
         self.best = state.get("best", {})
+        if "weights" in self.best:
+            self.best["weights"] = self._shares(self.best["weights"])
         self.together.wait()
         if self.together.is_main:
             self._log.forget_after(self.step)
         return True
 
     def save(self) -> None:
-        """Write the checkpoint whole or not at all; the main process does, for all of them."""
-        if not self.together.is_main:
-            return
-        state = {
+        """Write the checkpoint whole or not at all; the main process does, for all of them, who must call it too."""
+        tensors = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "rng": self.rng.get_state(),
             "average": self.average,
-            "step": self.step,
-            "elapsed_s": self.elapsed_s,
             "best": self.best,
         }
+        tensors = self.together.whole(tensors)
+        if not self.together.is_main:
+            return
+        state = {**tensors, "rng": self.rng.get_state(), "step": self.step, "elapsed_s": self.elapsed_s}
         with whole_file(self.folder / CHECKPOINT) as partial:
             torch.save(state, partial)
+
+    def _shares(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(self.together.shares(state, self.model))
 
     def log(self, record: dict[str, float | int]) -> None:
         """Append a record to the folder's log.jsonl, with the step and the seconds of training."""

@@ -21,7 +21,7 @@ from .loss import LossSpec, distillation_loss, position_weights
 from .policy import choose_begin, go_on
 from .source import Teacher
 from .spec import DistillSpec
-from .student import make_student
+from .student import Student, make_student
 from .teaching import Teaching, hidden_distance, matched, without_decoder
 
 VALIDATION_BATCHES = 4
@@ -68,6 +68,12 @@ class Session:
     def shared(self) -> nn.Module:
         """The teacher's text projection, which a student of its width shares."""
         return self.teacher.text_encoder.projection
+
+    def whole_student(self) -> Student:
+        """The student, or where processes share its weights a copy with all of them; all processes must call it."""
+        if not self.together.shares_weights:
+            return self.student
+        return self.student.copy(self.together.whole(self.student.state_dict()))
 
     def cache(
         self,
@@ -131,7 +137,7 @@ class Session:
         Processes average their gradients; times their number the parts add up.
         """
         if seeds is not None:
-            drawn = go_on(self.student, self.teacher, self.batches, drawn, seeds)
+            drawn = go_on(self.whole_student(), self.teacher, self.batches, drawn, seeds)
         batch, hidden = self.batches.batch(drawn), self.spec.hidden_term
         wanted, theirs = self._asked(drawn, batch)
         found, ours = self.running(batch, self.shared, hidden is not None)

@@ -7,7 +7,7 @@ first and the last are always there, the others at equal distances between them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,16 @@ class Student(nn.Module):
         if not with_hidden:
             return logits(self.decoder, batch.inputs, states, batch.mask), []
         return logits_and_hidden(self.decoder, batch.inputs, states, batch.mask)
+
+    def copy(self, state: Mapping[str, Tensor]) -> Student:
+        """A student of the same shape with these weights, on their device; nothing of this one's is read."""
+        with torch.random.fork_rng():  # its first weights are thrown away
+            decoder, projection = MusicgenForCausalLM(self.decoder.config), self.projection
+            if projection is not None:
+                projection = nn.Linear(projection.in_features, projection.out_features)
+        made = Student(decoder, projection, self.chosen, self.channels)
+        made.load_state_dict(state)
+        return made.to(next(iter(state.values())).device).train(self.training)
 
 
 @dataclass(frozen=True)

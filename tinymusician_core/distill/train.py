@@ -185,8 +185,8 @@ def _train(
         trainer.log({"step": trainer.step, "elapsed_s": round(trainer.elapsed_s, 1), **after, "final": 1})
     finally:
         trainer.close()
+    student = session.whole_student()
     if session.together.is_main:
-        student = session.student
         teacher.write(student.decoder, out, student.projection, session.guidance)
     session.together.wait()
     minutes = round(trainer.elapsed_s / 60.0, 2)
