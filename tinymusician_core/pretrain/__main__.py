@@ -30,7 +30,6 @@ OPTIONS = {
     "processes": {"type": int, "help": "pieces that are made at once (default %(default)d)"},
     "learning_rate": {"type": float, "help": "after the warm-up (default %(default)g)"},
     "start_from": {"type": Path, "help": "an earlier teacher's folder, whose vocabulary may be smaller"},
-    "window": {"type": float, "help": "seconds of music a training window (default %(default)g)"},
     "batch": {"type": int, "help": "windows a step (default %(default)d)"},
 }
 
@@ -73,7 +72,6 @@ def tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu") -> 
 def teacher(
     work: Path,
     minutes: float = 600,
-    window: float = 10,
     batch: int = 12,
     learning_rate: float = 1.5e-3,
     start_from: Path | None = None,
@@ -82,7 +80,7 @@ def teacher(
     """Train the text encoder and the language model on the tokens."""
     from tinymusician_core.pretrain.teacher import train_teacher
 
-    train_teacher(work, minutes, window, batch, learning_rate, device, start_from)
+    train_teacher(work, minutes, batch, learning_rate, device, start_from)
 
 
 def listener(work: Path, minutes: float = 60) -> None:
