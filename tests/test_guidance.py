@@ -22,6 +22,7 @@ from tinymusician_core.engine.sampling import guide
 from tinymusician_core.files import sha256_of
 from tinymusician_core.guidance import FEATURES, ScaleInput, ScaleRange
 from tinymusician_core.processes import OneProcess
+from tinymusician_core.quant import calibration
 from tinymusician_core.records import SamplingSpec
 from tinymusician_core.tokens import TokenDataset
 
@@ -169,6 +170,15 @@ def test_quantized_it_still_takes_the_scale(family, tokens, monkeypatch):
     rows = passes(monkeypatch)
     small.generate("a calm piano", SamplingSpec(1, cfg=5.0))
     assert rows == [1]
+
+
+@pytest.mark.parametrize(("guidance", "cfg"), [("fixed:2", 2.0), ("input:4-8", 4.0)])
+def test_a_quantizer_without_data_has_it_play_at_a_scale_that_it_takes(tiny_family, tokens, tmp_path, guidance, cfg):
+    models = shutil.copytree(tiny_family, tmp_path / "models")
+    tm.distill(models / "teacher", tokens, 1, models / "mine", steps=1, guidance=guidance, **SMALL)
+    student = tm.load(models / "mine")
+    assert student.usual_cfg == cfg
+    assert len(calibration.sampled(student, windows=2).prompts) == 2
 
 
 def test_transformers_plays_a_musicgen_at_the_base(tiny_musicgen, tokens, tmp_path):
