@@ -112,7 +112,7 @@ def load_parts(folder: str | Path) -> Parts:
     verify_files(folder, config.get("files"))
     if kind == "tinymusician":
         return load_family(folder, config)
-    from .quant.apply import load_quantized
+    from .quant.loading import load_quantized
 
     with reading(folder):
         return load_quantized(folder)
