@@ -3,7 +3,7 @@
 "musicgen"               what transformers writes; safetensors only
 "musicgen_melody"        the same; used for text alone
 "tinymusician"           a language model beside a shared text encoder and codec, every file with its sha256
-"tinymusician-quantized" self-contained, written by `quant.apply`
+"tinymusician-quantized" self-contained, written by `quant.apply`, read by `quant.loading`
 AudioCraft               state_dict.bin and compression_state_dict.bin, without a config.json; see `audiocraft_parts`
 """
 
