@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from safetensors import safe_open
+import torch
+from torch import Tensor
 
 from ..bundle import WINDOW_S, Parts
 from ..files import check_safetensors, combined_hash, sha256_of
 from ..guidance import GUIDANCE, read_guidance
+from ..measure.memory import trim_heap
 from ..records import ModelError
 from .apply import FILES
 from .plan import packable, put, tied
 from .schemes import from_tensors
+from .size import TYPES
 from .skeleton import build
 
-SMALL_BYTES = 2**17
+LARGE_BYTES = 2**19  # what unpacking so much leaves free in the heap is given back
+KINDS = {name: dtype for dtype, name in TYPES.items()}
 
 
 def load_quantized(folder: str | os.PathLike) -> Parts:
@@ -39,23 +46,51 @@ def load_quantized(folder: str | os.PathLike) -> Parts:
         odd = sorted(set(schemes) ^ set(targets))[0]
         raise ModelError(f"{folder / 'plan.json'} and config.json do not fit together: {odd} is in one alone")
     ties = tied(modules)
-    with safe_open(weights, framework="pt") as file:
-        stored = _by_module(file.keys(), schemes)
-    for name, scheme in schemes.items():
-        # Opened anew each time, small tensors copied: a scale that is kept would keep the pages around it mapped.
-        with safe_open(weights, framework="pt") as file:
-            found = {key: file.get_tensor(f"{name}.{key}") for key in stored[name]}
-        tensors = {key: tensor.clone() if tensor.nbytes <= SMALL_BYTES else tensor for key, tensor in found.items()}
-        del found
-        module = from_tensors(targets[name], scheme, tensors)
-        del tensors
-        for place in (name, *ties.get(name, ())):
-            put(modules, place, module)
+    with open(weights, "rb") as file:
+        header = read_header(file)
+        stored = _by_module(list(header), schemes)
+        for name, scheme in schemes.items():
+            tensors = {key: read_tensor(file, header[f"{name}.{key}"]) for key in stored[name]}
+            module = from_tensors(targets[name], scheme, tensors)
+            large = sum(tensor.nbytes for tensor in tensors.values()) > LARGE_BYTES
+            del tensors
+            if large:
+                trim_heap()
+            for place in (name, *ties.get(name, ())):
+                put(modules, place, module)
     hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
     files = tuple(folder / name for name in ("config.json", *FILES))
     parts = (modules["decoder"], modules["text_encoder"], modules["codec"])
     window_s, guidance = config.get("window_s", WINDOW_S), read_guidance(config.get(GUIDANCE), config["name"])
     return Parts(config["name"], *parts, files, combined_hash(hashes), window_s, guidance)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file has a tensor: its first byte, its type and its shape."""
+
+    begin: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def read_header(file: BinaryIO) -> dict[str, Place]:
+    """The tensors of a safetensors file, which `files.check_safetensors` has passed: by name, in the file's order."""
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {
+        name: Place(8 + size + entry["data_offsets"][0], KINDS[entry["dtype"]], tuple(entry["shape"]))
+        for name, entry in header.items()
+    }
+
+
+def read_tensor(file: BinaryIO, place: Place) -> Tensor:
+    """A tensor in memory of its own: of a file that is mapped, every page that was touched would stay in memory too."""
+    raw = torch.empty(math.prod(place.shape) * place.dtype.itemsize, dtype=torch.uint8)
+    file.seek(place.begin)
+    file.readinto(memoryview(raw.numpy()))
+    return raw.view(place.dtype).view(place.shape)
 
 
 def _by_module(keys: list[str], schemes: dict[str, str]) -> dict[str, list[str]]:
