@@ -11,8 +11,8 @@ LOG_FLOOR = 1e-5
 
 
 def pitch_filters(sample_rate_hz: int, n_fft: int) -> Tensor:
-    """Weights [n_fft // 2 + 1, OCTAVES * BINS_PER_OCTAVE]: a triangle over log-frequency around every pitch, at least as
-    wide as one bin of the transform; each sums to 1."""
+    """Weights [n_fft // 2 + 1, OCTAVES * BINS_PER_OCTAVE]: a triangle over log-frequency around every pitch, at
+    least as wide as one bin of the transform; each sums to 1."""
     hz = torch.arange(1, n_fft // 2 + 1) * sample_rate_hz / n_fft
     centres = torch.arange(OCTAVES * BINS_PER_OCTAVE)
     at = BINS_PER_OCTAVE * (hz / LOWEST_HZ).log2()

@@ -105,8 +105,8 @@ class ConvNeXtBlock(nn.Module):
 class SpectralEncoder(nn.Module):
     """Wave [B,1,N] -> what a frame's codes are to stand for.
 
-    Its view is about two frames either side, so that a note gives much the same codes whatever stands around it; where it
-    hears harmony, its pitch spectrum reaches as far again.
+    Its view is about two frames either side, so that a note gives much the same codes whatever stands around it;
+    where it hears harmony, its pitch spectrum reaches as far again.
     """
 
     def __init__(self, config: SpectralConfig) -> None:
