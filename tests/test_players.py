@@ -1,6 +1,5 @@
 """Pictures and players of clips: spectrograms, and what can be heard of a clip while it is made."""
 
-import math
 import os
 from dataclasses import replace
 from io import BytesIO
@@ -16,7 +15,7 @@ from studio.preview import COLUMNS, Preview
 from studio.store import Take
 from studio.takes import Bench, Card
 from tinymusician_core import audio
-from tinymusician_core.records import Progress, SamplingSpec, Waveform
+from tinymusician_core.records import Progress, SamplingSpec
 
 
 @pytest.fixture
@@ -25,38 +24,6 @@ def bench(tmp_path) -> Bench:
 
 
 # pictures
-
-
-def test_a_note_stands_at_its_height_in_the_spectrogram():
-    for hz in (110.0, 440.0, 1760.0):
-        levels = plots.spectrogram(tone("teacher", hz=hz).audio, RATE)
-        assert levels.shape == (plots.ROWS, plots.COLUMNS)
-        row = levels[:, plots.COLUMNS // 2].argmax()
-        height = (plots.ROWS - row - 0.5) / plots.ROWS
-        found = plots.LOW_HZ * math.exp(height * math.log(plots.HIGH_HZ / plots.LOW_HZ))
-        assert found == pytest.approx(hz, rel=0.04)
-
-
-@pytest.mark.parametrize("seconds", [0.2, 3.0, 700.0])
-def test_a_picture_of_a_file_is_that_of_its_sound(tmp_path, seconds):
-    sound = tone("teacher", seconds)
-    sound = Waveform(np.concatenate([sound.audio, 0.2 * sound.audio[:, ::-1]]), RATE)
-    path = audio.write_wav(tmp_path / "x.wav", sound)
-    whole = audio.read(path)
-    assert np.abs(plots.file_spectrogram(path) - plots.spectrogram(whole.audio, RATE)).max() < 1e-6
-
-
-def test_a_short_note_shows_in_a_long_clip():
-    sound = np.zeros((1, 600 * RATE), dtype=np.float32)
-    at = 301 * RATE + RATE // 2
-    sound[:, at : at + RATE // 2] = tone("teacher", 0.5).audio
-    column = plots.spectrogram(sound, RATE).max(axis=0).argmax()
-    assert column / plots.COLUMNS == pytest.approx(301.75 / 600, abs=1.5 / plots.COLUMNS)
-
-
-def test_silence_and_a_single_sample_have_a_picture_too():
-    assert plots.spectrogram(np.zeros((2, 4000), dtype=np.float32), RATE).max() == 0
-    assert plots.spectrogram(np.ones((1, 1), dtype=np.float32), RATE).shape == (plots.ROWS, plots.COLUMNS)
 
 
 def test_a_mask_is_transparent_where_there_is_nothing():

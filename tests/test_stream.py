@@ -193,7 +193,7 @@ def test_lists_that_do_not_fit_are_refused(student):
 def test_a_quantized_text_encoder_hears_one_prompt_at_a_time(student, monkeypatch):
     seen = []
     encode = student.text_encoder.encode
-    monkeypatch.setattr(student.text_encoder, "encode", lambda prompts: seen.append(prompts) or encode(prompts))
+    monkeypatch.setattr(student.text_encoder, "encode", lambda texts, scale: seen.append(texts) or encode(texts, scale))
     student.generate_batch(PROMPTS, [SamplingSpec(0.5)] * 3)
     assert seen == [[prompt] for prompt in PROMPTS]
 

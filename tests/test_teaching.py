@@ -283,9 +283,17 @@ def test_no_teacher_runs_once_its_logits_are_cached(teacher, tokens, tiny_family
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"guidance": "free"}, "guidance is 'free'; fixed with a scale, as fixed:3"),
+        (
+            {"guidance": "free"},
+            "guidance is 'free'; fixed with a scale, as fixed:3, or input with a range of them, as input:1-6",
+        ),
         ({"guidance": "fixed:1"}, "guidance is fixed:1, which is none at all"),
         ({"guidance": "fixed:99"}, "cfg must be a number from 1 to 20"),
+        ({"guidance": "fixed:1-6"}, "guidance is 'fixed:1-6'"),
+        ({"guidance": "input:3"}, "guidance is 'input:3'"),
+        ({"guidance": "input:6-1"}, "guidance goes from 6 to 1; the lower scale first"),
+        ({"guidance": "input:0-6"}, "cfg must be a number from 1 to 20"),
+        ({"guidance": "input:1-6", "loss": "cross-entropy"}, "guidance need one that does"),
         ({"hidden": "mean:1"}, "hidden is 'mean:1'; mse or cosine"),
         ({"hidden": "mse:-1"}, "hidden is 'mse:-1'"),
         ({"on_policy": 1.5}, "on_policy is 1.5; 0 to 1"),

@@ -131,6 +131,7 @@ def test_two_processes_give_the_curve_of_one(family, sharded):
     pytest.importorskip("accelerate")
     how = ["--steps", "40", "--hidden", "mse:0.3", "--width", "16", "--on-policy", "0.3", "--dropout", "0.2"]
     how += ["--codebook-weights", "3,2,1,0.5"]
+    how += ["--guidance", "input:1-6"] if sharded else []
     assert cli.main(command(family, "one", *how)) == 0
     run(launcher(sharded), family, "two", *how, "--accumulate", "2")
     one, two = log_of(family, "one"), log_of(family, "two")

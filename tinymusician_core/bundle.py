@@ -23,13 +23,13 @@ from .audiocraft_format import LM_FILE
 from .engine.decoder import DecoderConfig
 from .engine.weights import from_musicgen
 from .files import check_safetensors, combined_hash, first_line, reading, sha256_of, verify_files, whole_file
-from .records import ModelError, check_cfg
+from .guidance import GUIDANCE, Guidance, ScaleInput, guidance_record, read_guidance, take_scale_input
+from .records import ModelError
 from .stored import check_complete, quiet_transformers, take_projection
 from .text import TextEncoder
 
 FORMATS = ("musicgen", "musicgen_melody", "tinymusician", "tinymusician-quantized")
 WINDOW_S = 30.0  # what MusicGen was trained on, arXiv 2306.05284
-GUIDANCE = "distilled_guidance"  # in config.json: the scale that a model has built in
 TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 CODEC_FILES = ("config.json", "decoder.safetensors")
 
@@ -40,10 +40,11 @@ class Parts:
 
     `files` is everything that generating reads, `hash` the first 16 digits of a sha256 over all of it, `window_s` the
     seconds of music that the language model can see at once: as long as those that it was trained on. `guidance` is the
-    scale that a guidance-distilled model has built in: it needs one pass where others need two.
+    scale that a guidance-distilled model has built in, or the range of them that it takes as an input: it needs one
+    pass where others need two.
 
     Raises:
-        ModelError: `window_s` is no number above 0, or `guidance` no scale.
+        ModelError: `window_s` is no number above 0.
     """
 
     name: str
@@ -53,14 +54,9 @@ class Parts:
     files: tuple[Path, ...]
     hash: str
     window_s: float = WINDOW_S
-    guidance: float | None = None
+    guidance: Guidance = None
 
     def __post_init__(self) -> None:
-        if self.guidance is not None:
-            try:
-                check_cfg(self.guidance)
-            except ValueError as error:
-                raise ModelError(f"the model {self.name} has a guidance of {self.guidance!r}: {error}") from error
         if not _is_window(self.window_s):
             raise ModelError(f"the model {self.name} has a window_s of {self.window_s!r}; a number above 0 is allowed")
 
@@ -122,7 +118,7 @@ def load_parts(folder: str | Path) -> Parts:
         return load_quantized(folder)
 
 
-def load_text_encoder(folder: Path, projection: nn.Module | None) -> TextEncoder:
+def load_text_encoder(folder: Path, projection: nn.Module | None, guidance: ScaleInput | None = None) -> TextEncoder:
     """A T5EncoderModel folder with a tokenizer.json whose special tokens are <unk>, <pad> and </s>."""
     from transformers import PreTrainedTokenizerFast, T5EncoderModel
 
@@ -136,7 +132,7 @@ def load_text_encoder(folder: Path, projection: nn.Module | None) -> TextEncoder
         )
         check_complete(info, folder)
         encoder.config._name_or_path = ""  # it names this machine's folders, and is saved with quantized models
-        return TextEncoder(tokenizer, encoder.eval(), projection).eval()
+        return TextEncoder(tokenizer, encoder.eval(), projection, guidance).eval()
 
 
 def load_codec(folder: Path) -> nn.Module:
@@ -155,17 +151,17 @@ def load_family(folder: Path, config: Mapping) -> Parts:
         name, shape = str(config["name"]), DecoderConfig.from_dict(config["decoder"])
     weights = folder / "model.safetensors"
     check_safetensors(weights)
-    state = load_file(weights)
+    guidance, state = read_guidance(config.get(GUIDANCE), name), load_file(weights)
     with reading(weights):
-        text_encoder = load_text_encoder(text_folder, take_projection(state))
+        told = take_scale_input(state, guidance, shape.width)
+        text_encoder = load_text_encoder(text_folder, take_projection(state), told)
         decoder = from_musicgen(shape, state, "decoder.")
     read = [folder / "config.json", weights]
     read += [text_folder / file for file in TEXT_FILES] + [codec_folder / file for file in CODEC_FILES]
     hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
     codec = load_codec(codec_folder)
     window_s = config.get("window_s", WINDOW_S)
-    scale = config.get(GUIDANCE)
-    return Parts(name, decoder, text_encoder, codec, tuple(read), combined_hash(hashes), window_s, scale)
+    return Parts(name, decoder, text_encoder, codec, tuple(read), combined_hash(hashes), window_s, guidance)
 
 
 def save_family(
@@ -177,7 +173,7 @@ def save_family(
     codec: str = "../codec",
     dtype: torch.dtype = torch.float16,
     window_s: float = WINDOW_S,
-    guidance: float | None = None,
+    guidance: Guidance = None,
 ) -> Path:
     """Write a "tinymusician" folder beside a text encoder and a codec that are there already.
 
@@ -190,12 +186,13 @@ def save_family(
         folder: where to; made if need be.
         name: the variant's name.
         decoder: a MusicgenDecoderConfig as a dict.
-        state: MusicgenForCausalLM's weights under the prefix "decoder.", and "enc_to_dec_proj.weight" and ".bias".
+        state: MusicgenForCausalLM's weights under the prefix "decoder.", "enc_to_dec_proj.weight" and ".bias", and
+            where guidance is an input "guidance.weight".
         text: the text encoder's folder, relative to `folder`.
         codec: the codec's folder, relative to `folder`.
         dtype: what the weights are stored in; they run in float32.
         window_s: the longest windows that the language model was trained on, in seconds.
-        guidance: the scale that the language model has built in, where it has one.
+        guidance: the scale that the language model has built in, or the range of them that it takes as an input.
 
     Returns:
         The folder. config.json comes last, so that a folder that was cut off in the middle is no model.
@@ -219,7 +216,7 @@ def save_family(
         "text": text,
         "codec": codec,
         "window_s": window_s,
-        **({} if guidance is None else {GUIDANCE: guidance}),
+        **guidance_record(guidance),
         "files": {file: sha256_of(folder / file) for file in names},
     }
     with whole_file(folder / "config.json") as path:

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .bundle import GUIDANCE, WINDOW_S, Parts
+from .bundle import WINDOW_S, Parts
 from .engine.decoder import DecoderConfig
 from .engine.weights import from_musicgen
 from .files import reading
+from .guidance import GUIDANCE, read_guidance, take_scale_input
 from .records import ModelError
 from .stored import (
     check_all_used,
@@ -48,18 +49,20 @@ def load_musicgen(folder: Path) -> Parts:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         shape = DecoderConfig.from_dict(config.decoder.to_dict())
+        guidance = read_guidance(getattr(config, GUIDANCE, None), folder.resolve().name)
         if config.model_type == "musicgen_melody":
             shape = replace(shape, text="prepend", prefix=config.chroma_length)
             weights["decoder.prefix.weight"] = take_no_melody(weights)
         decoder = from_musicgen(shape, weights, "decoder.")
         encoder = _part("t5", config.text_encoder, weights.take("text_encoder."), folder)
-        text_encoder = TextEncoder(tokenizer, encoder, take_projection(weights)).eval()
+        text_encoder = TextEncoder(
+            tokenizer, encoder, take_projection(weights), take_scale_input(weights, guidance, shape.width)
+        ).eval()
         codec = _part("encodec", config.audio_encoder, weights.take("audio_encoder."), folder)
         codec = EncodecCodec(codec, shape.audio_channels).eval()
         check_all_used(weights, folder)
     read = (folder / "config.json", *files, *tokens)
-    scale = getattr(config, GUIDANCE, None)
-    return Parts(folder.resolve().name, decoder, text_encoder, codec, read, combined_identity(read), WINDOW_S, scale)
+    return Parts(folder.resolve().name, decoder, text_encoder, codec, read, combined_identity(read), WINDOW_S, guidance)
 
 
 def _part(kind: str, config, state: dict[str, Tensor], folder: Path) -> nn.Module:

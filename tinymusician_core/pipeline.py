@@ -13,6 +13,7 @@ from torch import nn
 from .bundle import Parts
 from .clock import Report
 from .continuation import check_sound
+from .guidance import ScaleRange
 from .records import Cancelled, Clip, ModelError, SamplingSpec, Timing, Waveform, check_prompt
 from .stream import Stream, Take
 from .text import check_known
@@ -30,7 +31,8 @@ class Pipeline:
         window_s: seconds of music that the language model can see at once.
         modules: "decoder", "text_encoder" and "codec"; a quantization plan names what lies under them.
         window_frames: frames that the language model sees at once; longer music goes on from the end of a window.
-        guidance: the scale that a guidance-distilled model has built in; None where guidance is a second pass.
+        guidance: the scale that a guidance-distilled model has built in, or the range of them that it takes as an
+            input; None where guidance is a second pass.
     """
 
     def __init__(self, parts: Parts, name: str | None = None, device: str | torch.device = "cpu"):
@@ -82,19 +84,33 @@ class Pipeline:
         return self.codec.frame_rate_hz
 
     def engine_spec(self, spec: SamplingSpec) -> SamplingSpec:
-        """The spec that the engine is run with: guidance that is built in takes no second pass.
+        """The spec that the engine is run with: guidance that is built in, or an input, takes no second pass.
 
         Raises:
-            ValueError: the model has guidance of another scale built in.
+            ValueError: the model has guidance of another scale built in, or takes none of this scale.
         """
         if self.guidance is None:
             return spec
-        if spec.cfg != self.guidance:
+        if isinstance(self.guidance, ScaleRange):
+            if spec.cfg not in self.guidance:
+                raise ValueError(f"the model {self.name} takes cfg from {self.guidance}, got {spec.cfg:g}")
+        elif spec.cfg != self.guidance:
             raise ValueError(
                 f"the model {self.name} has guidance of {self.guidance:g} built in; "
                 f"cfg must be {self.guidance:g}, got {spec.cfg:g}"
             )
         return replace(spec, cfg=1.0)
+
+    def text_scale(self, spec: SamplingSpec) -> float | None:
+        """The scale that the text encoder is told of; None in a model that does not take it as an input."""
+        return spec.cfg if isinstance(self.guidance, ScaleRange) else None
+
+    @property
+    def usual_cfg(self) -> float:
+        """A scale that this model takes: what is built in, else what music is made with where nothing else is said."""
+        if self.guidance is None:
+            return SamplingSpec().cfg
+        return self.guidance.base if isinstance(self.guidance, ScaleRange) else self.guidance
 
     def unknown_words(self, prompt: str) -> list[str]:
         """The words of a prompt that this model has never seen."""
@@ -123,7 +139,7 @@ class Pipeline:
 
         Raises:
             ValueError: a prompt that `check_prompt` refuses, or in which the model knows no word; a sound that is none;
-                a cfg other than the one that the model has built in.
+                a cfg that the model, with guidance built in, does not take.
             ModelError: while it runs, the weights give no sound at all (not finite), or there is no codec encoder to
                 read `continue_from` with.
         """

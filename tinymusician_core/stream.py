@@ -47,7 +47,7 @@ class Take(Iterator[np.ndarray]):
         sound: Waveform | None = None,
     ):
         self._model, self._prompts, self._sound = model, prompts, sound
-        self._specs = [model.engine_spec(spec) for spec in specs]
+        self._specs, self._scale = [model.engine_spec(spec) for spec in specs], model.text_scale(specs[0])
         self._should_stop = should_stop
         self._clock = Clock(on_progress)
         self._silence = Silence(len(prompts), model.sample_rate_hz)
@@ -103,7 +103,7 @@ class Take(Iterator[np.ndarray]):
         """Read the prompts; the language model's frames [B,K] are yet to be made."""
         with self._clock.stage("text"):
             self._clock.tell("text", 0, 1)
-            states, mask = self._model.text_encoder.encode_each(self._prompts)
+            states, mask = self._model.text_encoder.encode_each(self._prompts, self._scale)
             self._clock.tell("text", 1, 1)
         codes = None if given is None else given.codes
         batch = (states, mask, self._specs, self._total, self._should_stop, codes, self._model.window_frames)

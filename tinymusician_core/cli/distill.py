@@ -45,7 +45,9 @@ def _add_student(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", help="narrower than the teacher")
     parser.add_argument("--heads", help="attention heads (default: as wide as the teacher's)")
     parser.add_argument("--ffn", help="hidden units of a feed-forward layer")
-    parser.add_argument("--guidance", help="fixed:3 builds that guidance in: one pass instead of two")
+    parser.add_argument(
+        "--guidance", help="one pass instead of two: fixed:3 builds that scale in, input:1-6 makes it an input"
+    )
 
 
 def _add_loss(parser: argparse.ArgumentParser) -> None:
@@ -156,15 +158,20 @@ def run_distill(options: argparse.Namespace) -> int:
 
 def _tell(options: argparse.Namespace, made) -> None:
     """What was made."""
+    from ..guidance import GUIDANCE, ScaleRange, guidance_record
+
     if options.json:
         record = {"teacher": options.teacher, "path": str(made.folder), "layers": list(made.layers)}
-        record |= {"steps": made.steps, "minutes": made.minutes, "guidance": made.guidance, "cache": made.cache}
+        record |= {"steps": made.steps, "minutes": made.minutes, "cache": made.cache}
+        record |= {"guidance": guidance_record(made.guidance).get(GUIDANCE)}
         show.emit_json({**record, **made.validation})
         return
     figures = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in made.validation.items())
     print(f"wrote {made.folder}: layers {', '.join(map(str, made.layers))} of {options.teacher}, {made.steps} steps")
     print(f"{figures} (nats a token)")
-    if made.guidance is not None:
+    if isinstance(made.guidance, ScaleRange):
+        print(f"guidance is an input: one pass, with any cfg from {made.guidance}")
+    elif made.guidance is not None:
         print(f"guidance of {made.guidance:g} is built in: one pass, and cfg must be {made.guidance:g}")
     if made.cache is not None:
         cost = made.cache["kl_nats"]

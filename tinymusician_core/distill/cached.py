@@ -109,6 +109,8 @@ class LogitCache:
         told = {"captions": drawn.captions, "kl": apart, "kept": kept, "positions": counted}
         tensors = {"codes": drawn.codes.to(torch.int16), "left_out": drawn.left_out.to(torch.uint8)}
         tensors |= {"values": torch.cat(values), "tokens": torch.cat(tokens)}
+        if drawn.scales is not None:
+            tensors["scales"] = drawn.scales
         with whole_file(self._path(index)) as partial:
             save_file(tensors, partial, metadata={"told": json.dumps(told)})
 
@@ -140,7 +142,9 @@ class LogitCache:
     def take(self, picks: tuple[int, ...]) -> Drawn:
         """The windows of these numbers."""
         captions = tuple(self._file(pick // self._chunk)[1]["captions"][pick % self._chunk] for pick in picks)
-        return Drawn(self._read(picks, "codes").long(), captions, self._read(picks, "left_out") > 0, picks=picks)
+        scales = None if self._batches.scales is None else self._read(picks, "scales")
+        left_out = self._read(picks, "left_out") > 0
+        return Drawn(self._read(picks, "codes").long(), captions, left_out, picks=picks, scales=scales)
 
     def draw(self, rng: torch.Generator, size: int) -> Drawn:
         """`size` windows at random; no window comes twice while there are enough."""

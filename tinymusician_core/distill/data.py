@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..delay import delay
+from ..guidance import ScaleInput, ScaleRange
 from ..records import check_prompt
 from ..text import TextEncoder
 from ..tokens import TokenDataset
@@ -27,6 +28,7 @@ class Batch:
     text: what the text encoder gives [B,S,E], before the projection.
     heard: bool [B,S], the tokens that are to be heard; none in a row whose caption is left out.
     mask: int64 [B,S], what attention is open for; all of a row whose caption is left out.
+    scales: float32 [B], the guidance of each row where it is an input.
     """
 
     inputs: Tensor
@@ -35,10 +37,14 @@ class Batch:
     text: Tensor
     heard: Tensor
     mask: Tensor
+    scales: Tensor | None = None
 
-    def states(self, projection: nn.Module) -> Tensor:
+    def states(self, projection: nn.Module, guidance: ScaleInput | None = None) -> Tensor:
         """Text states [B,S,D]; a caption that is left out is zeros behind an open mask, which weigh nothing."""
-        return projection(self.text) * self.heard.unsqueeze(2)
+        states = projection(self.text)
+        if guidance is not None:
+            states = guidance(states, self.scales)
+        return states * self.heard.unsqueeze(2)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Drawn:
 
     codes: int64 [B,K,T], -1 past a clip's end; left_out: bool [B], whose caption is left out; `begin` is the first
     frame that counts, what stands before it is context; `picks` are the windows' numbers where they are from a cache.
+    `scales` float32 [B] is the guidance of each, where it is an input.
     """
 
     codes: Tensor
@@ -54,6 +61,7 @@ class Drawn:
     left_out: Tensor
     begin: int = 0
     picks: tuple[int, ...] = ()
+    scales: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -66,6 +74,7 @@ class Drawn:
             captions=self.captions[first:last],
             left_out=self.left_out[first:last],
             picks=self.picks[first:last],
+            scales=None if self.scales is None else self.scales[first:last],
         )
 
 
@@ -93,6 +102,7 @@ class Batches:
         start: the token before the first.
         frames: length of a window.
         dropout: the share of captions that are left out, so that guidance has an unconditional half.
+        scales: the range that each window's guidance is drawn from, where it is an input.
     """
 
     def __init__(
@@ -104,9 +114,10 @@ class Batches:
         start: int,
         frames: int,
         dropout: float,
+        scales: ScaleRange | None = None,
     ):
         self.dataset, self.text_encoder = TokenDataset(tokens, split), text_encoder
-        self.delays, self.start, self.frames, self.dropout = delays, start, frames, dropout
+        self.delays, self.start, self.frames, self.dropout, self.scales = delays, start, frames, dropout, scales
         if len(self.dataset) == 0:
             raise ValueError(f"{tokens} holds no {split} clips; at least one is needed")
         books, highest = self.dataset.codebooks, int(self.dataset.codes.max())
@@ -119,7 +130,9 @@ class Batches:
     def draw(self, rng: torch.Generator, size: int) -> Drawn:
         """`size` windows at random."""
         codes, captions = self.dataset.batch(rng, size, self.frames)
-        return Drawn(codes, tuple(captions), torch.rand(size, generator=rng) < self.dropout)
+        left_out = torch.rand(size, generator=rng) < self.dropout
+        scales = None if self.scales is None else self.scales.draw(rng, size)
+        return Drawn(codes, tuple(captions), left_out, scales=scales)
 
     @torch.no_grad()
     def batch(self, drawn: Drawn) -> Batch:
@@ -130,7 +143,8 @@ class Batches:
         text = encoder.encoder(input_ids=tokens, attention_mask=mask).last_hidden_state.float()
         inputs, targets, valid = delayed(drawn.codes.to(device), self.delays, self.start, drawn.begin)
         heard = (mask > 0) & ~left_out[:, None]
-        return Batch(inputs, targets, valid, text, heard, mask.masked_fill(left_out[:, None], 1))
+        scales = None if drawn.scales is None else drawn.scales.to(device)
+        return Batch(inputs, targets, valid, text, heard, mask.masked_fill(left_out[:, None], 1), scales)
 
     def valid(self, drawn: Drawn) -> Tensor:
         """Which targets of drawn windows count, bool [B,K,P], on the CPU."""

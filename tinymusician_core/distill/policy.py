@@ -29,9 +29,9 @@ def choose_begin(drawn: Drawn, rng: torch.Generator) -> tuple[Drawn, list[int]]:
 
 @torch.no_grad()
 def go_on(student: Student, teacher: Teacher, batches: Batches, drawn: Drawn, seeds: list[int]) -> Drawn:
-    """The windows with all that lies after `begin` drawn from the student as it is now, without guidance."""
+    """The windows with all that lies after `begin` drawn from the student as it is now, in one pass."""
     batch = batches.batch(drawn)
-    states = batch.states(teacher.text_encoder.projection if student.projection is None else student.projection)
+    states = student.states(batch, teacher.text_encoder.projection)
     config = DecoderConfig.from_dict(student.decoder.config.to_dict())
     with torch.autocast(states.device.type, enabled=False):
         decoder = from_musicgen(config, {name: x.clone() for name, x in student.decoder.state_dict().items()})

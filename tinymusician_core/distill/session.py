@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..guidance import ScaleRange
 from ..processes import OneProcess
 from ..training import Part
 from .cached import LogitCache, write_summary
@@ -29,7 +30,11 @@ VALIDATION_BATCHES = 4
 
 def check_fit(teacher: Teacher, spec: DistillSpec, together: OneProcess) -> None:
     """ValueError where a teacher, or so many processes, cannot do what is asked."""
-    if teacher.guidance is not None and spec.guidance_scale is not None:
+    if isinstance(teacher.guidance, ScaleRange):
+        raise ValueError(
+            "the teacher takes its guidance as an input; one that needs two passes or has one scale built in is allowed"
+        )
+    if teacher.guidance is not None and spec.guided is not None:
         raise ValueError(f"the teacher has guidance of {teacher.guidance:g} built in already; leave guidance out")
     if spec.batch % (spec.accumulate * together.world):
         raise ValueError(
@@ -48,19 +53,21 @@ class Session:
     Attributes:
         student: the student itself.
         running: what is called in training; where several processes train together it is not the same.
-        guidance: the scale that the student has built in, where it has one.
+        guidance: the scale that the student has built in, or the range that it takes as an input.
     """
 
     def __init__(self, teacher: Teacher, tokens: str | os.PathLike, spec: DistillSpec, together: OneProcess):
         self.teacher, self.spec, self.terms, self.together = teacher, spec, spec.terms, together
         check_fit(teacher, spec, together)
-        self.guidance = spec.guidance_scale or teacher.guidance
-        self.teaching = Teaching(teacher, spec.guidance_scale)
+        self.guidance = spec.guided or teacher.guidance
+        self.teaching = Teaching(teacher, spec.guided)
+        scales = spec.guided if isinstance(spec.guided, ScaleRange) else None
         frames = max(1, round(spec.seconds * teacher.frame_rate_hz))
         common = (teacher.text_encoder, teacher.delays, teacher.start, frames)
-        self.batches = Batches(tokens, "train", *common, 0.0 if self.guidance else spec.dropout)
-        self.held_out = Batches(tokens, "validation", *common, 0.0)
-        self.student = make_student(teacher.decoder, spec.shape, teacher.text_encoder.projection).to(together.device)
+        self.batches = Batches(tokens, "train", *common, 0.0 if self.guidance else spec.dropout, scales)
+        self.held_out = Batches(tokens, "validation", *common, 0.0, scales)
+        made = make_student(teacher.decoder, spec.shape, teacher.text_encoder.projection, scales)
+        self.student = made.to(together.device)
         self.running: nn.Module = self.student
         self.caches: dict[str, LogitCache] = {}
 

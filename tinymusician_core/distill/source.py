@@ -21,10 +21,11 @@ from transformers import (
     MusicgenForConditionalGeneration,
 )
 
-from ..bundle import GUIDANCE, WINDOW_S, is_audiocraft, load_text_encoder, read_config, save_family
+from ..bundle import WINDOW_S, is_audiocraft, load_text_encoder, read_config, save_family
 from ..delay import pattern
 from ..files import check_safetensors, reading, verify_files
 from ..folders import whole_folder
+from ..guidance import GUIDANCE, WEIGHT, Guidance, ScaleInput, guidance_record, read_guidance
 from ..records import ModelError
 from ..stored import (
     TOKENIZER_NAMES,
@@ -67,9 +68,9 @@ class Teacher:
         return self.decoder.config.pad_token_id
 
     @property
-    def guidance(self) -> float | None:
-        """The scale that it has built in itself, where it is a guidance-distilled model."""
-        return self.config.get(GUIDANCE)
+    def guidance(self) -> Guidance:
+        """What it has built in itself, or takes as an input, where it is a guidance-distilled model."""
+        return read_guidance(self.config.get(GUIDANCE), self.folder.name)
 
     def check_width(self, width: int) -> None:
         """ValueError where a student of that width cannot be written in the teacher's format.
@@ -89,7 +90,8 @@ class Teacher:
         student: MusicgenForCausalLM,
         out_dir: Path,
         projection: nn.Linear | None = None,
-        guidance: float | None = None,
+        guidance: Guidance = None,
+        told: ScaleInput | None = None,
     ) -> None:
         """Write a student as a whole model folder; nothing is left behind where that fails.
 
@@ -97,14 +99,15 @@ class Teacher:
             student: its decoder.
             out_dir: where to.
             projection: its own text projection, where it has one.
-            guidance: the scale that it has built in, where it has one.
+            guidance: the scale that it has built in, or the range of them that it takes as an input.
+            told: the weights of that input.
         """
         projection = self.text_encoder.projection if projection is None else projection
         with whole_folder(out_dir, self.config["model_type"]) as partial:
             if self.whole is None:
-                self._write_family(student, partial, out_dir, projection, guidance)
+                self._write_family(student, partial, out_dir, projection, guidance, told)
             else:
-                self._write_musicgen(student, partial, projection, guidance)
+                self._write_musicgen(student, partial, projection, guidance, told)
 
     def _write_family(
         self,
@@ -112,7 +115,8 @@ class Teacher:
         partial: Path,
         out_dir: Path,
         projection: nn.Module,
-        guidance: float | None,
+        guidance: Guidance,
+        told: ScaleInput | None,
     ) -> None:
         """Beside its teacher a student shares text encoder and codec; elsewhere it gets copies of its own."""
         shared = out_dir.resolve().parent == self.folder.resolve().parent
@@ -123,27 +127,37 @@ class Teacher:
         state = {f"decoder.{k}": v for k, v in student.state_dict().items() if POSITIONS not in k}
         if isinstance(projection, nn.Linear):
             state |= {f"enc_to_dec_proj.{k}": v for k, v in projection.state_dict().items()}
+        if told is not None:
+            state[WEIGHT] = told.weight.detach()
         window_s = self.config.get("window_s", WINDOW_S)
         shape = student.config.to_dict()
         name = out_dir.resolve().name
         save_family(partial, name, shape, state, **places, window_s=window_s, guidance=guidance)
 
     def _write_musicgen(
-        self, student: MusicgenForCausalLM, partial: Path, projection: nn.Module, guidance: float | None
+        self,
+        student: MusicgenForCausalLM,
+        partial: Path,
+        projection: nn.Module,
+        guidance: Guidance,
+        told: ScaleInput | None,
     ) -> None:
         """The model around the teacher, with the student in its place.
 
         A student with guidance built in is a plain MusicGen that is to be run without: so says its generation config.
+        Where the scale is an input, transformers passes its weights over and plays at the range's base.
         """
         whole = copy.copy(self.whole)
         whole._modules = dict(self.whole._modules) | {"decoder": student}
         if isinstance(projection, nn.Linear):
             whole._modules["enc_to_dec_proj"] = projection
+        if told is not None:
+            whole._modules["guidance"] = told
         whole.config = copy.deepcopy(self.whole.config)
         whole.config.decoder = student.config
         whole.generation_config = copy.deepcopy(self.whole.generation_config)
         if guidance is not None:
-            setattr(whole.config, GUIDANCE, guidance)
+            setattr(whole.config, GUIDANCE, guidance_record(guidance)[GUIDANCE])
             whole.generation_config.guidance_scale = 1.0
         with quiet_transformers():
             whole.save_pretrained(partial)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..records import check_cfg
+from ..guidance import Guidance, parse_guidance
 from .loss import CROSS_ENTROPY, LossSpec, loss_named
 from .student import Shape
 
@@ -30,7 +30,8 @@ class DistillSpec:
         dropout: the share of captions left out, for guidance.
         on_policy: the share of steps on windows that the student goes on with itself.
         cache_logits: how many of the teacher's likeliest tokens to keep on disk a position; None runs it in training.
-        guidance: "fixed:3": one pass of the student learns what the teacher's guided two give.
+        guidance: one pass of the student learns what the teacher's guided two give, "fixed:3" at one scale, "input:1-6"
+            at every scale of a range, which is then an input.
         patience: validations without progress until training ends; None for the whole budget.
         validate_every: steps between validations; None for every five minutes.
         bf16: whether products are computed in bfloat16.
@@ -87,8 +88,8 @@ class DistillSpec:
 
     def _check_together(self, terms: LossSpec) -> None:
         """What does not go together is refused."""
-        hidden, scale = self.hidden_term, self.guidance_scale
-        if terms.distillation == 0.0 and (self.on_policy or self.cache_logits or hidden or scale):
+        hidden, guided = self.hidden_term, self.guided
+        if terms.distillation == 0.0 and (self.on_policy or self.cache_logits or hidden or guided):
             raise ValueError(
                 f"the loss {CROSS_ENTROPY} asks no teacher; on-policy windows, cached logits, hidden states and "
                 "guidance need one that does"
@@ -118,17 +119,9 @@ class DistillSpec:
         return kind, number
 
     @property
-    def guidance_scale(self) -> float | None:
-        """The guidance that the student is to have built in."""
-        if self.guidance is None:
-            return None
-        kind, _, scale = self.guidance.partition(":")
-        if kind != "fixed" or _number(scale) is None:
-            raise ValueError(f"guidance is {self.guidance!r}; fixed with a scale, as fixed:3, is allowed")
-        value = check_cfg(scale)
-        if value == 1.0:
-            raise ValueError("guidance is fixed:1, which is none at all; a scale above 1 is allowed")
-        return value
+    def guided(self) -> Guidance:
+        """The guidance that the student is to have built in, or the range of it that it takes as an input."""
+        return parse_guidance(self.guidance)
 
 
 def _number(text: str) -> float | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MusicgenForCausalLM
 
+from ..guidance import ScaleInput, ScaleRange
 from ..records import ModelError
 from .data import Batch
 from .narrow import LAYERS, Narrowed, Size, narrow
@@ -27,6 +28,7 @@ class Student(nn.Module):
     Attributes:
         chosen: which of the teacher's layers it has.
         channels: which of the teacher's residual channels; None for all.
+        guidance: tells its text of a guidance scale, where it takes that as an input.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class Student(nn.Module):
         projection: nn.Linear | None,
         chosen: tuple[int, ...],
         channels: Tensor | None = None,
+        guidance: ScaleInput | None = None,
     ):
         super().__init__()
+        self.guidance = guidance
         self.decoder, self.projection, self.chosen, self.channels = decoder, projection, chosen, channels
 
     def forward(self, batch: Batch, shared: nn.Module, with_hidden: bool = False) -> tuple[Tensor, list[Tensor]]:
@@ -44,10 +48,14 @@ class Student(nn.Module):
 
         `shared` is the teacher's projection, which a student of the same width uses as it is.
         """
-        states = batch.states(shared if self.projection is None else self.projection)
+        states = self.states(batch, shared)
         if not with_hidden:
             return logits(self.decoder, batch.inputs, states, batch.mask), []
         return logits_and_hidden(self.decoder, batch.inputs, states, batch.mask)
+
+    def states(self, batch: Batch, shared: nn.Module) -> Tensor:
+        """Text states [B,S,D] of a batch, through the student's own projection or the one that it shares."""
+        return batch.states(shared if self.projection is None else self.projection, self.guidance)
 
     def copy(self, state: Mapping[str, Tensor]) -> Student:
         """A student of the same shape with these weights, on their device; nothing of this one's is read."""
@@ -55,7 +63,8 @@ class Student(nn.Module):
             decoder, projection = MusicgenForCausalLM(self.decoder.config), self.projection
             if projection is not None:
                 projection = nn.Linear(projection.in_features, projection.out_features)
-        made = Student(decoder, projection, self.chosen, self.channels)
+        told = None if self.guidance is None else ScaleInput(self.guidance.scales, decoder.config.hidden_size)
+        made = Student(decoder, projection, self.chosen, self.channels, told)
         made.load_state_dict(state)
         return made.to(next(iter(state.values())).device).train(self.training)
 
@@ -124,7 +133,12 @@ def spaced(teacher_layers: int, student_layers: int) -> tuple[int, ...]:
     return tuple(int(i * gap + 0.5) for i in range(student_layers))
 
 
-def make_student(teacher: MusicgenForCausalLM, shape: Shape, projection: nn.Module | None = None) -> Student:
+def make_student(
+    teacher: MusicgenForCausalLM,
+    shape: Shape,
+    projection: nn.Module | None = None,
+    scales: ScaleRange | None = None,
+) -> Student:
     """A student with what it takes over from its teacher.
 
     Dropout is off: a student sees far less data than would make it overfit, and a resumed run stays exact.
@@ -133,6 +147,7 @@ def make_student(teacher: MusicgenForCausalLM, shape: Shape, projection: nn.Modu
         teacher: the teacher's decoder.
         shape: what to keep of it.
         projection: the teacher's text projection, of which a narrower student gets its own.
+        scales: the guidance that it takes as an input, where it does; untrained that changes nothing.
 
     Raises:
         ValueError: sizes that this teacher cannot give.
@@ -145,6 +160,7 @@ def make_student(teacher: MusicgenForCausalLM, shape: Shape, projection: nn.Modu
     for name in DROPOUTS:
         setattr(config, name, 0.0)
     decoder = MusicgenForCausalLM(config).to(teacher.lm_heads[0].weight.device)
+    told = None if scales is None else ScaleInput(scales, size.width)
     same = (size.width, size.heads, size.ffn) == (
         teacher.config.hidden_size,
         teacher.config.num_attention_heads,
@@ -153,12 +169,12 @@ def make_student(teacher: MusicgenForCausalLM, shape: Shape, projection: nn.Modu
     if same:
         _copy(teacher, decoder, size.layers)
         check_copies(teacher, decoder, size.layers)
-        return Student(decoder, None, size.layers).train()
+        return Student(decoder, None, size.layers, guidance=told).train()
     own = projection if isinstance(projection, nn.Linear) else None
     made = narrow(teacher.state_dict(), teacher.config.num_attention_heads, size, own)
     decoder.load_state_dict(made.state, strict=True)
     check_units(teacher, decoder, size.layers, made)
-    return Student(decoder, made.projection, size.layers, made.channels).train().requires_grad_()
+    return Student(decoder, made.projection, size.layers, made.channels, told).train().requires_grad_()
 
 
 def _copy(teacher: MusicgenForCausalLM, decoder: MusicgenForCausalLM, chosen: tuple[int, ...]) -> None:

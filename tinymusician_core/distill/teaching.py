@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..guidance import Guidance, ScaleRange
 from .data import Batch
 from .source import Teacher
 from .student import logits, logits_and_hidden
@@ -17,18 +18,19 @@ from .student import logits, logits_and_hidden
 class Teaching:
     """A teacher that is run on every batch.
 
-    With `scale` its logits are those of classifier-free guidance (arXiv 2207.12598, as MusicGen has it), the prompt's
-    and no prompt's in one batch of 2B: unconditional + scale (conditional - unconditional).
+    With `guidance` its logits are those of classifier-free guidance (arXiv 2207.12598, as MusicGen has it), the
+    prompt's and no prompt's in one batch of 2B: unconditional + scale (conditional - unconditional). The scale is the
+    same for all rows, or where it is the student's input each row's own.
     """
 
-    def __init__(self, teacher: Teacher, scale: float | None = None):
-        self._decoder, self._projection, self.scale = teacher.decoder, teacher.text_encoder.projection, scale
+    def __init__(self, teacher: Teacher, guidance: Guidance = None):
+        self._decoder, self._projection, self._guidance = teacher.decoder, teacher.text_encoder.projection, guidance
 
     @torch.no_grad()
     def __call__(self, batch: Batch, with_hidden: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Logits [B,K,P,V], and where asked for what every layer gives [B,P,D] with the prompt."""
         states, mask, inputs = batch.states(self._projection), batch.mask, batch.inputs
-        if self.scale is not None:
+        if self._guidance is not None:
             states, mask = torch.cat([states, torch.zeros_like(states)]), torch.cat([mask, torch.ones_like(mask)])
             inputs = torch.cat([inputs, inputs])
         hidden: list[Tensor] = []
@@ -36,11 +38,14 @@ class Teaching:
             found, hidden = logits_and_hidden(self._decoder, inputs, states, mask)
         else:
             found = logits(self._decoder, inputs, states, mask)
-        if self.scale is None:
+        if self._guidance is None:
             return found, hidden
         conditional, unconditional = found.float().chunk(2)
         half = [layer[: len(batch.inputs)] for layer in hidden]
-        return unconditional + self.scale * (conditional - unconditional), half
+        scale = self._guidance
+        if isinstance(scale, ScaleRange):
+            scale = batch.scales[:, None, None, None]
+        return unconditional + scale * (conditional - unconditional), half
 
 
 def matched(chosen: tuple[int, ...], total: int) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..files import whole_file
 from ..folders import check_free
+from ..guidance import Guidance
 from ..pipeline import Pipeline
 from ..processes import OneProcess, processes
 from ..records import Cancelled
@@ -39,7 +40,8 @@ class Distilled:
     """What `distill` wrote: the student's folder, which of the teacher's layers it has, and where training ended.
 
     `validation`: its cross-entropy, the teacher's own, and the forward KL between them, held out, in nats a token.
-    `guidance`: the scale that it has built in; None where guidance is a second pass. `cache`: what `cache.json` says.
+    `guidance`: what it has built in, or takes as an input; None where guidance is a second pass. `cache`: what
+    `cache.json` says.
     """
 
     folder: Path
@@ -47,7 +49,7 @@ class Distilled:
     steps: int
     minutes: float
     validation: dict[str, float]
-    guidance: float | None = None
+    guidance: Guidance = None
     cache: dict[str, float] | None = None
 
 
@@ -187,7 +189,7 @@ def _train(
         trainer.close()
     student = session.whole_student()
     if session.together.is_main:
-        teacher.write(student.decoder, out, student.projection, session.guidance)
+        teacher.write(student.decoder, out, student.projection, session.guidance, student.guidance)
     session.together.wait()
     minutes = round(trainer.elapsed_s / 60.0, 2)
     return Distilled(out, session.student.chosen, trainer.step, minutes, after, session.guidance, cache)
@@ -212,8 +214,7 @@ def _order(
     model = load(teacher, str(together.device))
     if isinstance(prompts, str):
         prompts = built_in_prompts(model, min(clips, BUILT_IN_PROMPTS), spec.seed)
-    cfg = 3.0 if model.guidance is None else model.guidance
-    return model, SampleSpec(tuple(prompts), clips, spec.seconds, cfg, seed=spec.seed)
+    return model, SampleSpec(tuple(prompts), clips, spec.seconds, model.usual_cfg, seed=spec.seed)
 
 
 def _claim(folder: Path, settings: dict, resume: bool) -> None:

@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
-from ..bundle import GUIDANCE, WINDOW_S, Parts
+from ..bundle import WINDOW_S, Parts
 from ..files import check_safetensors, combined_hash, sha256_of
 from ..folders import check_free, whole_folder
+from ..guidance import GUIDANCE, guidance_record, read_guidance
 from ..pipeline import Pipeline
 from ..records import Cancelled, ModelError
 from .plan import Plan, packable, preset, put, tied
@@ -168,7 +169,7 @@ def config_record(pipeline: Pipeline, name: str, hashes: Mapping[str, str]) -> d
         "source": {"name": pipeline.name, "hash": pipeline.hash},
         "torch": torch.__version__,
         "window_s": pipeline.window_s,
-        **({} if pipeline.guidance is None else {GUIDANCE: pipeline.guidance}),
+        **guidance_record(pipeline.guidance),
         **describe(pipeline.modules),
         "files": dict(hashes),
     }
@@ -231,8 +232,8 @@ def load_quantized(folder: str | os.PathLike) -> Parts:
     hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
     files = tuple(folder / name for name in ("config.json", *FILES))
     parts = (modules["decoder"], modules["text_encoder"], modules["codec"])
-    window_s, scale = config.get("window_s", WINDOW_S), config.get(GUIDANCE)
-    return Parts(config["name"], *parts, files, combined_hash(hashes), window_s, scale)
+    window_s, guidance = config.get("window_s", WINDOW_S), read_guidance(config.get(GUIDANCE), config["name"])
+    return Parts(config["name"], *parts, files, combined_hash(hashes), window_s, guidance)
 
 
 def _float_model(model: Pipeline | str | os.PathLike) -> Pipeline:

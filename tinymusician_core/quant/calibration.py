@@ -97,9 +97,8 @@ def sampled(
     Raises:
         Cancelled: `should_stop` said so.
     """
-    config, rng = pipeline.decoder.config, random.Random(seed)
-    prompts = [_caption(pipeline, rng) for _ in range(windows)]
-    specs = [SamplingSpec(seconds=SECONDS, seed=windows * seed + i) for i in range(windows)]
+    config, prompts = pipeline.decoder.config, captions(pipeline, seed, windows)
+    specs = [SamplingSpec(seconds=SECONDS, seed=windows * seed + i, cfg=pipeline.usual_cfg) for i in range(windows)]
     codes: list[Tensor] = []
     for first in range(0, windows, AT_ONCE):
         some = slice(first, first + AT_ONCE)
@@ -109,6 +108,12 @@ def sampled(
             on_progress(len(codes), windows)
     source = f"{windows} windows that the model played itself"
     return Calibration.of(torch.stack(codes), prompts, config.delays, config.pad, source)
+
+
+def captions(pipeline: Pipeline, seed: int, count: int) -> list[str]:
+    """Captions of the demo family's domain, in words that the model knows."""
+    rng = random.Random(seed)
+    return [_caption(pipeline, rng) for _ in range(count)]
 
 
 def _caption(pipeline: Pipeline, rng: random.Random) -> str:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from ..codec.encodec import EncodecCodec
 from ..codec.spectral import SpectralCodec, SpectralConfig
 from ..engine.decoder import Decoder, DecoderConfig
+from ..guidance import GUIDANCE, ScaleInput, ScaleRange, read_guidance
 from ..records import ModelError
 from ..text import TextEncoder
 
@@ -103,21 +104,22 @@ def describe(modules: nn.ModuleDict) -> dict:
 
 
 def build(record: Mapping, folder: Path) -> nn.ModuleDict:
-    """The modules "decoder", "text_encoder" and "codec" of a `describe` record, without weights.
+    """The modules "decoder", "text_encoder" and "codec" of a config.json with a `describe` record, without weights.
 
     `folder` holds tokenizer.json, and the codec's encoder where it was saved.
     """
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
     shape = DecoderConfig(**record["decoder"])
-    text = record["text"]
+    text, guidance = record["text"], read_guidance(record.get(GUIDANCE), str(record.get("name")))
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **text["tokenizer"])
     with _NoWeights():
         encoder = T5EncoderModel(T5Config.from_dict(text["config"]))
         projection = nn.Linear(encoder.config.d_model, shape.width) if text["projection"] else None
+        told = ScaleInput(guidance, shape.width) if isinstance(guidance, ScaleRange) else None
         modules = {
             "decoder": Decoder(shape),
-            "text_encoder": TextEncoder(tokenizer, encoder, projection),
+            "text_encoder": TextEncoder(tokenizer, encoder, projection, told),
             "codec": _codec(record["codec"], folder / ENCODER_FILE),
         }
     return nn.ModuleDict(modules).eval().requires_grad_(False)
