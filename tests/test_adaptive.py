@@ -11,7 +11,7 @@ from conftest import save_tiny_musicgen
 from torch import nn
 
 import tinymusician_core as tm
-from tinymusician_core.quant import calibration, cost, workbench
+from tinymusician_core.quant import calibration, cost, sensitivity, workbench
 from tinymusician_core.quant.adaptive import adapt
 from tinymusician_core.quant.apply import apply_plan, quantize
 from tinymusician_core.quant.cachefile import Measured
@@ -175,6 +175,18 @@ def test_a_search_that_was_stopped_goes_on_from_there(student, tokens):
     assert len(told) + 9 >= len(options) > len(told)
     assert sensitivities(student, judge, "k", SCHEMES) == options
     assert len(told) + 9 >= len(options)
+
+
+def test_other_rounding_is_measured_anew(student, tokens, monkeypatch):
+    judge, told = Judge(student, from_folder(student, tokens, windows=1)), []
+    judge.harm, measure = (lambda plan: told.append(plan) or measure(plan)), judge.harm
+    sensitivities(student, judge, "k", ["fp32", "int4"])
+    first = len(told)
+    sensitivities(student, judge, "k", ["fp32", "int4"])
+    assert len(told) == first
+    monkeypatch.setattr(sensitivity, "ARITHMETIC", (*sensitivity.ARITHMETIC, calibration))  # as if it had other source
+    sensitivities(student, judge, "k", ["fp32", "int4"])
+    assert len(told) == 2 * first
 
 
 def test_the_short_way_comes_near_the_long_one(student, tokens):

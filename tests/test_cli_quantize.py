@@ -60,11 +60,35 @@ def test_a_budget_is_kept_and_its_report_told(capsys, demo_family, tmp_path, mon
     assert "max_mb 0.0001 cannot be kept" in err
 
 
+def test_a_recovery_is_told(capsys, demo_family, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYMUSICIAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("tinymusician_core.quant.calibration.SECONDS", 0.5)
+    monkeypatch.setattr("tinymusician_core.quant.recover.CLIPS", 10)
+    monkeypatch.setattr("tinymusician_core.quant.recover.HELD_OUT_WINDOWS", 2)
+    (tmp_path / "plan.json").write_text(json.dumps({"*": "fp16", "decoder.*": "int4"}))
+    arguments = ("quantize", "--plan", str(tmp_path / "plan.json"), "--recover", "0.01")
+    code, out, err = run(capsys, *arguments, "-o", str(tmp_path / "a"), "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out.splitlines()[-1])["recovery"]
+    kept = json.loads((tmp_path / "a" / "recovery.json").read_text())
+    assert told == {name: value for name, value in kept.items() if name != "note"}
+    code, out, err = run(capsys, *arguments, "-o", str(tmp_path / "b"))
+    assert (code, err) == (0, "")
+    assert "steps of recovery in" in out.splitlines()[-1]
+    assert (tmp_path / "a" / "plan.json").read_bytes() == (tmp_path / "b" / "plan.json").read_bytes()
+
+
 def test_what_does_not_go_together_is_said(capsys, demo_family, tmp_path):
     folder = ("-o", str(tmp_path / "small"))
     for arguments, words in (
         (("--max-mb", "3", "--preset", "int8"), "--max-mb searches a plan itself; leave --preset and --plan out"),
         (("--compare",), "--compare is for a search; give one of --max-mb, --max-ms, --max-kl with it"),
+        (("--recover", "-1"), "--recover must be a number above 0, got '-1'"),
+        (
+            ("--recover", "1", "--compare"),
+            "--compare is for a search; give one of --max-mb, --max-ms, --max-kl with it",
+        ),
+        (("--preset", "int8", "--recover", "1"), "the plan has no int4 in the decoder, so there is nothing to recover"),
         (("--max-ms", "none"), "--max-ms must be a number above 0, got 'none'"),
     ):
         code, _, err = run(capsys, "quantize", *folder, *arguments)

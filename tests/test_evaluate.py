@@ -277,7 +277,7 @@ def test_the_command_prints_tables(whole, capsys, tmp_path):
     [
         (("--clips", "5"), "clips must be a whole number from 20"),
         (("--clips", "few"), "clips must be a whole number of 1 or more, got 'few'"),
-        (("--seconds", "2"), "seconds must be 1, as the held-out windows are"),
+        (("--listen",), "clips to listen to need an output folder"),
         (("--models", "teacher,nobody"), "no such model: got 'nobody'"),
         (("--prompts", "nowhere.txt"), "there is no 'nowhere.txt'"),
         (("--embedder", "ear"), "embedder"),

@@ -54,7 +54,7 @@ def test_files_without_prompts(tmp_path, content, says):
 def test_no_such_file_of_prompts(tmp_path):
     with pytest.raises(ValueError, match="there is no"):
         read_prompts(tmp_path / "none.txt")
-    with pytest.raises(ValueError, match="a prompt a line, got"):
+    with pytest.raises(ValueError, match="a prompt a line; got"):
         read_prompts(tmp_path)
 
 

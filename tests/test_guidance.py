@@ -42,6 +42,8 @@ def family(tiny_family, tokens, tmp_path_factory):
     options = {"guidance": "input:1-6", "loss": "forward-kl", "cross_entropy": 0.0, "bf16": False, **SMALL}
     done = tm.distill(models / "teacher", tokens, 3, models / "mine", steps=150, learning_rate=0.01, **options)
     assert done.guidance == SCALES
+    at = [done.validation[f"validation_kl_at_{scale}"] for scale in (1, 3, 6)]
+    assert min(at) < done.validation["validation_kl"] < max(at)  # which is at scales that were drawn
     tm.quantize(models / "mine", "int8", models / "small")
     return models
 

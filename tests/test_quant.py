@@ -10,7 +10,7 @@ from torch import nn
 
 import tinymusician_core as tm
 from tinymusician_core.codec.spectral import SpectralCodec, SpectralEncoder
-from tinymusician_core.quant import apply
+from tinymusician_core.quant import apply, loading
 from tinymusician_core.quant.apply import apply_plan, quantize
 from tinymusician_core.quant.plan import PRESETS, Plan, packable, preset
 from tinymusician_core.quant.schemes import to_tensors
@@ -280,7 +280,7 @@ def test_files_that_do_not_fit_together_are_named(student, tmp_path):
     ):
         (tmp_path / "q" / "plan.json").write_text(json.dumps(plan | {"modules": schemes}))
         with pytest.raises(ModelError, match=words):
-            apply.load_quantized(tmp_path / "q")
+            loading.load_quantized(tmp_path / "q")
 
 
 def test_a_plan_without_bitsandbytes_needs_none(student, tmp_path):

@@ -3,7 +3,7 @@
 "musicgen"               what transformers writes; safetensors only
 "musicgen_melody"        the same; used for text alone
 "tinymusician"           a language model beside a shared text encoder and codec, every file with its sha256
-"tinymusician-quantized" self-contained, written by `quant.apply`
+"tinymusician-quantized" self-contained, written by `quant.apply`, read by `quant.loading`
 AudioCraft               state_dict.bin and compression_state_dict.bin, without a config.json; see `audiocraft_parts`
 """
 
@@ -112,7 +112,7 @@ def load_parts(folder: str | Path) -> Parts:
     verify_files(folder, config.get("files"))
     if kind == "tinymusician":
         return load_family(folder, config)
-    from .quant.apply import load_quantized
+    from .quant.loading import load_quantized
 
     with reading(folder):
         return load_quantized(folder)

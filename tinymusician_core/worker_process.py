@@ -185,7 +185,7 @@ def import_everything() -> None:
 
     from . import variants  # noqa: F401
     from .codec import encodec, spectral  # noqa: F401
-    from .quant import apply  # noqa: F401
+    from .quant import apply, loading  # noqa: F401
 
 
 def touch_kernels() -> None:

@@ -20,6 +20,7 @@ STAGES = {
     "clips": "playing and judging",
     "likelihood": "reading held-out music",
     "figures": "working out figures",
+    "pictures": "drawing spectrograms",
 }
 
 
@@ -32,11 +33,17 @@ def add_commands(commands) -> None:
     parser.add_argument("--clips", default="200", help="how many each variant plays, 20 or more (default 200)")
     parser.add_argument("--seconds", default="10", help="length of a clip (default 10)")
     parser.add_argument("--seed", default="0", help="clip i is drawn from seed + i (default 0)")
-    parser.add_argument("--prompts", help="a text file with a prompt a line (default: captions of held-out music)")
+    parser.add_argument(
+        "--prompts",
+        help="in-domain (50), out-of-domain (20) or a text file with a prompt a line (default: held-out captions)",
+    )
     parser.add_argument("--embedder", default="listener", help="listener, clap, or a CLAP folder or hub id")
     parser.add_argument("--reference", help="a folder of sound files to compare with (default: held-out music)")
     parser.add_argument("--no-speed", action="store_true", help="leave speed and memory out")
     parser.add_argument("--device", default="cpu", help="what the variants run on: cpu or cuda (default cpu)")
+    parser.add_argument(
+        "--listen", action="store_true", help="with -o: keep every clip as WAV, with a page to hear and see them all"
+    )
     parser.add_argument("-o", "--output", help="a folder for the report; a run that was stopped there goes on")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     parser.set_defaults(run=run_evaluate)
@@ -62,6 +69,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
             output=options.output,
             speed=not options.no_speed,
             device=options.device,
+            listen=options.listen,
             on_progress=lambda step: bar.show(f"{step.model}: {STAGES[step.stage]}", step.done, step.total),
             should_stop=should_stop,
         )
@@ -70,13 +78,18 @@ def run_evaluate(options: argparse.Namespace) -> int:
         show.emit_json(record | {"path": options.output})
         return 0
     _print(record)
+    from ..evaluate.listen import PAGE
+
     if options.output is not None:
         print(f"wrote {Path(options.output) / 'report.md'}")
+    if options.listen:
+        print(f"wrote {Path(options.output) / PAGE}")
     return 0
 
 
 def _print(record: Mapping) -> None:
-    """Tables of retention, quality and adherence."""
+    """Tables of retention, quality and steadiness."""
+    from ..evaluate.limits import MEASURES
     from ..evaluate.report import QUALITY, interval_cell
     from ..measure.report import NOTHING
 
@@ -93,6 +106,14 @@ def _print(record: Mapping) -> None:
         cells = [interval_cell(each["quality"][key], form) for _, key, form in shown]
         rows.append([each.get("model") or each["name"], *cells])
     _table(("", *(title for title, _, _ in shown)), rows)
+    steady = record["steadiness"]
+    if steady is not None and steady["limits"] is not None:
+        titles = (*MEASURES, "all")
+        rows = [
+            [name, *(interval_cell(row["within"][key], "{:.0%}") for key in titles)]
+            for name, row in steady["rows"].items()
+        ]
+        _table(("as real music", *titles), rows)
     context = record["context"]
     print(f"{NOTHING} not measured; 95% intervals; embedder {context['embedder']}, reference {context['reference']}")
 

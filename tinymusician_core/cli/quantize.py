@@ -24,7 +24,8 @@ def add_commands(commands) -> None:
     how.add_argument("--plan", help="a JSON file of module names or globs and schemes, or the plan.json of a model")
     for name, text in LIMITS.items():
         parser.add_argument(_flag(name), help=text)
-    parser.add_argument("--data", help="a folder of codec tokens to try schemes on (default: what the model plays)")
+    parser.add_argument("--recover", metavar="MINUTES", help="then train the decoder's int4 layers for so long")
+    parser.add_argument("--data", help="a folder of codec tokens to try and train on (default: what the model plays)")
     parser.add_argument("--schemes", help="only these, separated by commas (default: all that this machine can run)")
     parser.add_argument("--weights", help="how much each codebook counts, such as 4,2,1,1 (default: all alike)")
     parser.add_argument("--compare", action="store_true", help="measure other plans too, and draw them in a picture")
@@ -37,6 +38,7 @@ def run_quantize(options: argparse.Namespace) -> int:
     limits = {name: read_amount(_flag(name), getattr(options, name)) for name in LIMITS}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     weights = None if options.weights is None else [read_amount("--weights", w) for w in options.weights.split(",")]
+    recover = None if options.recover is None else read_amount("--recover", options.recover)
     _check(options, limits)
     with show.bar() as bar, stop_on_ctrl_c() as should_stop:
         bar.show(f"{options.model}: loading", 0, None)
@@ -46,10 +48,13 @@ def run_quantize(options: argparse.Namespace) -> int:
         how: dict = {"plan": (options.preset or "fast") if options.plan is None else Plan.read(options.plan)}
         if limits:
             schemes = None if options.schemes is None else options.schemes.split(",")
-            how = {"data": options.data, "schemes": schemes, "weights": weights, "compare": options.compare, **limits}
+            how = {"schemes": schemes, "compare": options.compare, **limits}
+        how |= {"recover": recover, "data": options.data, "weights": weights}
+
+        doing = "searching" if limits else "packing" if recover is None else "recovering"
 
         def report(what: str, done: int, total: int) -> None:
-            bar.show(f"{options.model}: {'searching' if limits else 'packing'}", done, total, what if limits else "")
+            bar.show(f"{options.model}: {doing}", done, total, what if limits or recover else "")
 
         made = quantize(options.model, out_dir=options.output, on_progress=report, should_stop=should_stop, **how)
     _tell(options, made)
@@ -66,6 +71,8 @@ def _check(options: argparse.Namespace, limits: dict[str, float]) -> None:
         raise ValueError(f"{_flag(next(iter(limits)))} searches a plan itself; leave --preset and --plan out")
     given = {name: getattr(options, name[2:]) for name in ("--data", "--schemes", "--weights", "--compare")}
     unused = [name for name, value in given.items() if value]
+    if options.recover is not None:
+        unused = [name for name in unused if name not in ("--data", "--weights")]
     if unused and not limits:
         raise ValueError(f"{unused[0]} is for a search; give one of {', '.join(map(_flag, LIMITS))} with it")
 
@@ -80,7 +87,8 @@ def _tell(options: argparse.Namespace, made) -> None:
             "source_bytes": made.source_bytes,
             "modules": made.counts,
         }
-        show.emit_json(record | ({} if made.search is None else {"search": made.search}))
+        found = {"search": made.search, "recovery": made.recovery}
+        show.emit_json(record | {name: value for name, value in found.items() if value is not None})
         return
     counts = ", ".join(f"{number} {scheme}" for scheme, number in made.counts.items())
     share = 100 * made.disk_bytes / made.source_bytes
@@ -92,3 +100,5 @@ def _tell(options: argparse.Namespace, made) -> None:
             f"KL {measured['kl']:.2g} (foreseen {foreseen['kl']:.2g}, held out {made.search['held_out']['kl']:.2g}); "
             f"{made.folder / 'report.md'} has the plan"
         )
+    if made.note:
+        print(made.note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -164,8 +164,26 @@ class Session:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Cross-entropy, the teacher's own, and forward KL to it on fixed held-out windows, in nats a token."""
+        return self._judged(self._validation())
+
+    @torch.no_grad()
+    def kl_by_scale(self) -> dict[str, float]:
+        """Forward KL to the teacher's two passes at both ends and the base of the range that a student is told of.
+
+        Nothing where the scale is no input, or where cached logits of other scales stand in for the teacher.
+        """
+        scales = self.held_out.scales
+        if scales is None or self.caches:
+            return {}
+        found = {}
+        for scale in dict.fromkeys((scales.low, scales.base, scales.high)):
+            told = (replace(drawn, scales=torch.full((len(drawn),), scale)) for drawn in self._validation())
+            found[f"validation_kl_at_{scale:g}"] = self._judged(told)["validation_kl"]
+        return found
+
+    def _judged(self, windows: Iterable[Drawn]) -> dict[str, float]:
         sums = dict.fromkeys(("cross_entropy", "teacher_cross_entropy", "kl", "positions"), 0.0)
-        for drawn in self._validation():
+        for drawn in windows:
             for rows in self._mine(len(drawn)):
                 for name, value in self._held_out(drawn.rows(*rows)).items():
                     sums[name] += value

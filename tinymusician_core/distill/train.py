@@ -39,7 +39,8 @@ OnStage = Callable[[str, int, int], None]  # what is prepared, how much is done,
 class Distilled:
     """What `distill` wrote: the student's folder, which of the teacher's layers it has, and where training ended.
 
-    `validation`: its cross-entropy, the teacher's own, and the forward KL between them, held out, in nats a token.
+    `validation`: its cross-entropy, the teacher's own, and the forward KL between them, held out, in nats a token; of
+    a student that is told its guidance also the KL at both ends of the range and at its base.
     `guidance`: what it has built in, or takes as an input; None where guidance is a second pass. `cache`: what
     `cache.json` says.
     """
@@ -183,7 +184,7 @@ def _train(
         if not trainer.done:
             raise Cancelled(f"stopped after {trainer.step} steps; resume goes on from {trainer.folder}")
         session.student.load_state_dict(trainer.averaged_state())
-        after = session.validate()
+        after = {**session.validate(), **session.kl_by_scale()}
         trainer.log({"step": trainer.step, "elapsed_s": round(trainer.elapsed_s, 1), **after, "final": 1})
     finally:
         trainer.close()

@@ -20,7 +20,7 @@ from .fused import FusedStep
 from .graph import GraphStep
 from .linear import StepLinear
 
-POSITIONS = 2048
+POSITIONS = 512  # made at first; a longer piece makes more
 
 
 def sinusoids(positions: int, width: int) -> Tensor:

@@ -6,13 +6,15 @@ config.json             the listener that judged, the codec that encoded, the le
 test.safetensors/.jsonl codec tokens of the real windows, and one caption each: the prompts of an evaluation
 real.jsonl              what the judges say of the same windows as they were rendered
 round-trip.jsonl        and after the codec's encoder and decoder, with what that cost
+steady.jsonl            how steady longer windows are (`steadiness.py`): of the real tunes as rendered and after the
+                        codec, and of the reference's, which set the limits
 reference.safetensors   the listener's embeddings of windows of other tunes: the set that all distances are taken to
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +26,10 @@ from ..records import ModelError
 from ..tokens import TokenDataset
 from ..variants import assets_folder
 from .jury import Judged
+from .steadiness import Steadiness
 
 FOLDER, SPLIT = "evaluation", "test"
+STEADY = "steady.jsonl"
 REMEDY = "python -m tinymusician_core.pretrain held-out makes the folder anew"
 
 
@@ -42,6 +46,9 @@ class HeldOut:
         listener: the name of the listener that judged.
         codec: the identity of the codec that encoded; decoder: the first 16 digits of its decoder's sha256.
         seconds: the length of a window.
+        steady: `REFERENCE`, "real audio" and "codec round trip" -> the steadiness of longer windows of the same tunes;
+            empty where there are none.
+        steady_s: how long those are; None where there are none.
     """
 
     tokens: TokenDataset
@@ -53,6 +60,8 @@ class HeldOut:
     codec: str
     decoder: str
     seconds: float
+    steady: Mapping[str, tuple[Steadiness, ...]]
+    steady_s: float | None
 
     @classmethod
     def from_folder(cls, folder: str | Path | None = None) -> HeldOut:
@@ -76,6 +85,7 @@ class HeldOut:
         real, round_trip = (Journal(folder / name).records for name in ("real.jsonl", "round-trip.jsonl"))
         if not len(real) == len(round_trip) == len(tokens) > 0:
             raise ValueError(f"{len(tokens)} windows, {len(real)} and {len(round_trip)} judgements of them")
+        steady = Journal(folder / STEADY).records
         embeddings = load_file(folder / "reference.safetensors")["embeddings"].astype(np.float32)
         return cls(
             tokens=tokens,
@@ -87,6 +97,8 @@ class HeldOut:
             codec=config["codec"],
             decoder=config["decoder"],
             seconds=float(config["seconds"]),
+            steady=_steady(steady),
+            steady_s=float(steady[0]["seconds"]) if steady else None,
         )
 
     @property
@@ -103,6 +115,13 @@ class HeldOut:
         """ModelError where another listener judged the held-out music than is in use."""
         if name != self.listener:
             raise ModelError(f"the held-out music was judged by {self.listener}, not by {name}; {REMEDY}")
+
+
+def _steady(records: Sequence[Mapping]) -> dict[str, tuple[Steadiness, ...]]:
+    found: dict[str, tuple[Steadiness, ...]] = {}
+    for record in records:
+        found[record["kind"]] = (*found.get(record["kind"], ()), Steadiness.from_record(record))
+    return found
 
 
 def codec_identity(codec) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,12 @@ from ..journal import Journal
 from ..records import Cancelled, Waveform
 from .held_out import HeldOut
 from .jury import Judged, Jury
+from .limits import REFERENCE
+from .steadiness import MIN_S, Steadiness
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 REAL_EVERY = 3
+REAL, ROUND_TRIP = "real audio", "codec round trip"
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,9 @@ class Reference:
         round_trip: the same windows as `real` through a codec; empty where none was tried.
         fidelity: what the codec cost each of them, by measure.
         facts: what each of `real` truly is; empty where nobody knows.
+        steady: `REFERENCE` -> the steadiness of the windows that set the limits, other names -> of more real music;
+            empty where nothing was long enough.
+        steady_s: how long those windows are; None as above.
     """
 
     name: str
@@ -38,6 +44,8 @@ class Reference:
     round_trip: tuple[Judged, ...] = ()
     fidelity: Mapping[str, tuple[float, ...]] | None = None
     facts: tuple[Mapping, ...] = ()
+    steady: Mapping[str, tuple[Steadiness, ...]] = field(default_factory=dict)
+    steady_s: float | None = None
 
 
 def shipped_reference(held_out: HeldOut, jury: Jury, seconds: float) -> Reference:
@@ -45,7 +53,7 @@ def shipped_reference(held_out: HeldOut, jury: Jury, seconds: float) -> Referenc
 
     Raises:
         ModelError: another listener judged it.
-        ValueError: another embedder or another length is asked for than it was judged with.
+        ValueError: another embedder than it was judged with, or clips that are shorter than its windows.
     """
     held_out.check_listener(jury.listener.name)
     if jury.embedder.name != jury.listener.name:
@@ -53,18 +61,20 @@ def shipped_reference(held_out: HeldOut, jury: Jury, seconds: float) -> Referenc
             f"the held-out music was embedded by the listener alone; with {jury.embedder.name} give a folder of sound "
             "files as the reference"
         )
-    if seconds != held_out.seconds:
+    if seconds < held_out.seconds:
         raise ValueError(
-            f"seconds must be {held_out.seconds:g}, as the held-out windows are, or a reference of your own be given, "
-            f"got {seconds:g}"
+            f"seconds must be {held_out.seconds:g} or more, as the held-out windows are that long, or a reference of "
+            f"your own be given, got {seconds:g}"
         )
     return Reference(
-        f"held-out music ({len(held_out.embeddings)} windows of {seconds:g} s)",
+        f"held-out music ({len(held_out.embeddings)} windows of {held_out.seconds:g} s)",
         held_out.embeddings,
         held_out.real,
         held_out.round_trip,
         held_out.fidelity,
         held_out.facts,
+        held_out.steady,
+        held_out.steady_s,
     )
 
 
@@ -106,7 +116,14 @@ def own_reference(
             f"reference {folder} must hold 30 or more windows of {seconds:g} s, got {sum(map(len, chosen))}"
         )
     name = f"{folder.name} ({len(chosen[0])} windows of {seconds:g} s)"
-    return Reference(name, np.stack([each.embedding for each in chosen[0]]), tuple(chosen[1]))
+    steady: dict[str, tuple[Steadiness, ...]] = {}
+    if seconds >= MIN_S:
+        steady = {
+            kind: tuple(each.steadiness for each in judged)
+            for kind, judged in zip((REFERENCE, REAL), chosen, strict=True)
+        }
+    embeddings = np.stack([each.embedding for each in chosen[0]])
+    return Reference(name, embeddings, tuple(chosen[1]), steady=steady, steady_s=seconds if steady else None)
 
 
 def windows_of(file: Path, seconds: float) -> Iterator[Waveform]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..measure.plots import Point, scatter
 from ..measure.report import cell, document, table, write_files
+from .limits import LEAST
 from .listener import HEADS
 from .summary import Evaluation
 
@@ -100,6 +101,7 @@ def markdown(record: Mapping) -> str:
         "## What the prompts asked for",
         f"Share of clips in which the judge hears what was asked for, out of {settings['clips']} clips.",
         _adherence(record),
+        *_steadiness(record),
         "## Speed and size",
         _speed(record["variants"]),
         "## The judges",
@@ -156,6 +158,67 @@ def _asked_cell(found: Mapping | None) -> str:
         return _share(None)
     accuracy = found["accuracy"]
     return f"{_share(accuracy)}, chance {found['chance']:.0%}, n {accuracy['n']}"
+
+
+STEADY = (
+    ("key", "key", "{:.2f}"),
+    ("tempo", "tempo", "{:.2f}"),
+    ("silence", "silence", "{:.1%}"),
+    ("noise dB", "noise", "{:.1f}"),
+    ("loop", "loop", "{:.2f}"),
+    ("stuck", "stuck", "{:.2f}"),
+)
+STEADINESS = """
+- Key: how much better the pitch classes of the first and the last third fit as they are than transposed. Tempo: how
+  much better the rhythms of the two thirds fit as they are than at any other tempo. Silence: share of the clip. Noise:
+  spectral flatness of the noisiest third (white noise: -2.5). Loop: how exactly the clip repeats what it played up to
+  5 s before (one bar over and over: 1). Stuck: how alike its moments are (one chord: 1).
+- Within: as real music is in 95 of 100 windows, figure by figure; so real music is the measure, not 100%. All: within
+  all six limits. Same scale: the nearest keys of the first and the last third are one key, or relatives.
+"""
+
+
+def _steadiness(record: Mapping) -> list[str]:
+    """Whether clips stay one piece of music; nothing for short ones."""
+    found = record["steadiness"]
+    if found is None:
+        return []
+    shares = [*((title.split()[0], key) for title, key, _ in STEADY), ("all", "all")]
+    within = [
+        [name, *(_share(row["within"] and row["within"][key]) for _, key in shares), _share(row["same_scale"])]
+        for name, row in found["rows"].items()
+    ]
+    means = [
+        [name, *(interval_cell(row["mean"][key], form) for _, key, form in STEADY)]
+        for name, row in found["rows"].items()
+    ]
+    if found["limits"] is None:
+        limits = "There is too little real music as long as this to say what is within its range."
+    else:
+        limits = f"Limits of {found['windows']} windows of real music of {found['seconds']:g} s: " + "; ".join(
+            f"{title} {'at least' if key in LEAST else 'at most'} {form.format(found['limits'][key])}"
+            for title, key, form in STEADY
+        )
+    return [
+        f"## Whether clips of {record['settings']['seconds']:g} s stay one piece of music",
+        "Share of clips within the range of real music:",
+        table(["", *(title for title, _ in shares), "same scale"], within),
+        limits,
+        "Means:",
+        table(["", *(title for title, _, _ in STEADY)], means),
+        STEADINESS,
+    ]
+
+
+def listening_notes(record: Mapping) -> list[str]:
+    """Sentences on how the clips were made, for those who listen to them."""
+    settings, listener = record["settings"], record["context"]["listener"]
+    return [
+        f"All {settings['clips']} clips of {settings['seconds']:g} s of each variant, none left out or made twice, the",
+        "same prompts and seeds for all; guidance 3, temperature 1, top-k 250.",
+        f"Under each clip: what {listener} hears and how sure it is, ✓ or ✗ where the prompt asked for it; then tempo",
+        "and key as librosa finds them, and in long clips whether they stay one piece of music.",
+    ]
 
 
 def _speed(variants: Sequence[Mapping]) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from .. import __version__
+from ..audio import clip_tags, write_wav
 from ..files import whole_file
 from ..journal import Journal
 from ..measure.bench import measure
@@ -31,9 +32,10 @@ from .embedders import load_embedder
 from .held_out import HeldOut, codec_identity
 from .jury import Judged, Jury
 from .likelihood import divergence_to, token_likelihood
+from .listen import MAX_CLIPS, Played, write_listening
 from .listener import Listener
 from .reference import Reference, own_reference, shipped_reference
-from .report import write_report
+from .report import listening_notes, write_report
 from .settings import FILE, Settings, claim, read_prompts
 from .summary import Evaluation, Row, summarise
 
@@ -45,7 +47,8 @@ DRAWS = 400  # halves of which an interval is made; its ends are sure to 4% of i
 class Step:
     """Progress: `done` of `total` of a stage.
 
-    Stages are "reference", then "speed", "clips" and "likelihood" of each model, then "figures".
+    Stages are "reference", then "speed", "clips" and "likelihood" of each model, then "figures", and
+    "pictures" where there is something to listen to.
     """
 
     model: str
@@ -69,6 +72,7 @@ def evaluate(
     output: str | os.PathLike | None = None,
     speed: bool = True,
     device: str = "cpu",
+    listen: bool = False,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> Evaluation:
@@ -77,15 +81,18 @@ def evaluate(
     Args:
         models: names, folders or hub ids, each once; the first is the teacher of every ratio.
         clips: how many each plays, 20 or more.
-        seconds: length of a clip; with the held-out music of the assets as the reference it must be its 10 s.
+        seconds: length of a clip; with the held-out music of the assets as the reference 10 s or more, of which the
+            last 10 s are compared with it. From 20 s on it is judged too whether clips stay steady.
         seed: clip i is drawn from seed + i.
-        prompts: a list, or a text file with one a line; None for the held-out captions. Clip i plays the i-th,
-            beginning again after the last.
+        prompts: a list, a text file with one a line, or the name of a shipped set, "in-domain" (50) or "out-of-domain"
+            (20); None for the held-out captions. Clip i plays the i-th, beginning again after the last.
         embedder: "listener", "clap", or a folder or hub id of a CLAP model.
         reference: a folder of sound files to compare with; None for the held-out music of the assets.
         output: a folder for the records and the report; a run that was stopped there goes on. None keeps nothing.
         speed: measure speed and memory too, each variant in a fresh process before it plays.
         device: what the variants run on, "cpu" or "cuda"; the judges stay on the CPU.
+        listen: keep every clip as a WAV file in `output` and write a page to hear and see them all (`listen.py`). It
+            changes no figure: clips of an earlier run that was not asked for sound are played once more.
         on_progress: told of every step.
         should_stop: asked before every step of every clip.
 
@@ -100,10 +107,14 @@ def evaluate(
     """
     if prompts is not None:
         prompts = read_prompts(prompts) if isinstance(prompts, str | os.PathLike) else tuple(prompts)
+    if listen and output is None:
+        raise ValueError("clips to listen to need an output folder, got none")
+    if listen and clips > MAX_CLIPS:
+        raise ValueError(f"a page to listen to holds at most {MAX_CLIPS} clips a variant, got {clips}")
     folder = None if reference is None else Path(reference).expanduser()
     settings = Settings(tuple(models), clips, seconds, seed, prompts, embedder, folder, speed, device)
     with _run_folder(output) as run_folder:
-        run = _Run(settings, run_folder, on_progress, should_stop)
+        run = _Run(settings, run_folder, on_progress, should_stop, listen)
         try:
             return run.whole(None if output is None else run_folder)
         except Cancelled as stopped:
@@ -124,14 +135,20 @@ class _Run:
     """One run in its folder: the judges, the prompts, and what has been done so far."""
 
     def __init__(
-        self, settings: Settings, folder: Path, on_progress: OnProgress | None, should_stop: ShouldStop | None
+        self,
+        settings: Settings,
+        folder: Path,
+        on_progress: OnProgress | None,
+        should_stop: ShouldStop | None,
+        listen: bool,
     ):
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.listen = settings, folder, listen
         self._on_progress = on_progress or (lambda step: None)
         self._should_stop = should_stop or (lambda: False)
         listener = Listener.from_folder()
-        self.jury = Jury(listener, load_embedder(settings.embedder))
         self.held_out = HeldOut.from_folder()
+        window_s = self.held_out.seconds if settings.reference is None else None
+        self.jury = Jury(listener, load_embedder(settings.embedder), window_s)
         self.prompts = settings.prompts or self.held_out.prompts
         self.context = {
             "listener": listener.name,
@@ -159,7 +176,24 @@ class _Run:
         self._tell("all", "figures", 1, 1)
         if report_folder is not None:
             write_report(made, report_folder)
+        if self.listen:
+            self._write_listening(rows, made)
         return made
+
+    def _write_listening(self, rows: Sequence[Row], made: Evaluation) -> None:
+        every, played = range(self.settings.clips), []
+        for number, row in enumerate(rows, start=1):
+            place = self._place(number, row.model)
+            played.append(Played(row.model, row.clips, tuple(self._sound(place, index) for index in every)))
+        write_listening(
+            played,
+            listening_notes(made.as_dict()),
+            self.settings.seconds,
+            [self._seed(index) for index in every],
+            None if made.steadiness is None else made.steadiness["limits"],
+            self.folder,
+            lambda done, total: self._tell("all", "pictures", done, total),
+        )
 
     def _tell(self, model: str, stage: str, done: int, total: int) -> None:
         self._on_progress(Step(model, stage, done, total))
@@ -176,15 +210,27 @@ class _Run:
             self._should_stop,
         )
 
+    def _place(self, number: int, model: str) -> Path:
+        """The folder of a variant."""
+        return self.folder / f"{number}-{_plain(model)}"
+
+    @staticmethod
+    def _sound(place: Path, index: int) -> Path:
+        """The sound file of a clip of the variant in a folder."""
+        return place / "clips" / f"{index:03}.wav"
+
+    def _seed(self, index: int) -> int:
+        return (self.settings.seed + index) % 2**32
+
     def _variant(self, number: int, model: str) -> Row:
         """One variant from its speed to the last held-out window."""
-        folder = self.folder / f"{number}-{_plain(model)}"
+        folder = self._place(number, model)
         pipeline = load(model, self.settings.device)
         for prompt in self.prompts:
             check_known(prompt, pipeline.unknown_words(prompt))
         claim(folder, "model.json", {"model": model, "hash": pipeline.hash})
         figures = self._figures(model, pipeline, folder / "speed.json")
-        clips = self._clips(model, pipeline, Journal(folder / "clips.jsonl"))
+        clips = self._clips(model, pipeline, folder)
         tokens = self._tokens(model, pipeline, Journal(folder / "tokens.jsonl"))
         return Row(model, pipeline.hash, figures, clips, *tokens)
 
@@ -203,18 +249,26 @@ class _Run:
         record = json.loads(file.read_text(encoding="utf-8"))
         return Figures(**record | {"spread": Spread(**record["spread"])})
 
-    def _clips(self, model: str, pipeline: Pipeline, journal: Journal) -> tuple[Judged, ...]:
-        wanted = self.settings.clips
-        for index in range(len(journal), wanted):
+    def _clips(self, model: str, pipeline: Pipeline, folder: Path) -> tuple[Judged, ...]:
+        """The variant's clips, judged; a sound file is there before its record, so that every record has one."""
+        journal, wanted = Journal(folder / "clips.jsonl"), self.settings.clips
+        for index in range(wanted):
+            sound = self._sound(folder, index)
+            if index < len(journal) and (sound.is_file() or not self.listen):
+                continue
             self._tell(model, "clips", index, wanted)
             prompt = self.prompts[index % len(self.prompts)]
-            spec = SamplingSpec(self.settings.seconds, (self.settings.seed + index) % 2**32)
+            spec = SamplingSpec(self.settings.seconds, self._seed(index))
             try:
                 clip = pipeline.generate(prompt, spec, should_stop=self._should_stop)
             except Cancelled as stopped:
                 raise Cancelled(f"stopped after {index} of {wanted} clips of {model}") from stopped
-            judged = self.jury.judge(clip.waveform, prompt)
-            journal.append({"index": index, "seed": spec.seed, **judged.as_record()})
+            if self.listen:
+                sound.parent.mkdir(exist_ok=True)
+                write_wav(sound, clip.waveform, clip_tags(clip))
+            if index == len(journal):
+                judged = self.jury.judge(clip.waveform, prompt)
+                journal.append({"index": index, "seed": spec.seed, **judged.as_record()})
         self._tell(model, "clips", wanted, wanted)
         return tuple(map(Judged.from_record, journal.records))
 

@@ -76,7 +76,7 @@ class Opinion:
     @property
     def key(self) -> str | None:
         """As captions write it: "e flat minor"."""
-        return None if self.tonic is None else f"{TONICS[self.tonic]} {self.mode}"
+        return None if self.tonic is None else key_name(self.tonic, self.mode)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -113,13 +113,22 @@ def second_opinion(audio: np.ndarray, sample_rate_hz: int) -> Opinion:
     return Opinion(bpm, compound, None if bpm is None else tempo_class(bpm, compound), tonic, mode)
 
 
+def key_name(tonic: int, mode: str) -> str:
+    """As captions write it: "e flat minor"."""
+    return f"{TONICS[tonic]} {mode}"
+
+
 def beat_of(samples: np.ndarray) -> tuple[float, bool] | None:
     """Beats a minute and whether time is compound, of sound float32 [N] at SAMPLE_RATE_HZ; None without onsets."""
+    likeness = autocorrelation(onsets_of(samples))
+    return None if likeness is None else count_beats(likeness, 60 * SAMPLE_RATE_HZ / HOP)
+
+
+def onsets_of(samples: np.ndarray) -> np.ndarray:
+    """Onset strength every HOP samples, float32 [T], of sound float32 [N] at SAMPLE_RATE_HZ."""
     import librosa
 
-    onsets = librosa.onset.onset_strength(y=samples, sr=SAMPLE_RATE_HZ, hop_length=HOP, n_fft=1024, lag=2)
-    likeness = autocorrelation(onsets)
-    return None if likeness is None else count_beats(likeness, 60 * SAMPLE_RATE_HZ / HOP)
+    return librosa.onset.onset_strength(y=samples, sr=SAMPLE_RATE_HZ, hop_length=HOP, n_fft=1024, lag=2)
 
 
 def autocorrelation(values: np.ndarray) -> np.ndarray | None:
@@ -144,12 +153,20 @@ def count_beats(likeness: np.ndarray, frames_per_minute: float) -> tuple[float, 
 
 def key_of(samples: np.ndarray) -> tuple[int, str] | None:
     """Tonic (pitch class) and mode of sound float32 [N] at SAMPLE_RATE_HZ; None where no pitch class stands out."""
+    return nearest_key(chroma_of(samples).mean(1))
+
+
+def chroma_of(samples: np.ndarray) -> np.ndarray:
+    """Weights of the pitch classes from C up, every CHROMA_HOP samples, float32 [12,T], the largest of a frame 1.
+
+    Args:
+        samples: sound float32 [N] at SAMPLE_RATE_HZ; less than 4 s is heard as if silence followed.
+    """
     import librosa
 
     # The lowest of the constant-Q filters is longer than a second.
     padded = np.pad(samples, (0, max(0, 4 * SAMPLE_RATE_HZ - len(samples))))
-    chroma = librosa.feature.chroma_cqt(y=padded, sr=SAMPLE_RATE_HZ, hop_length=CHROMA_HOP, tuning=0.0)
-    return nearest_key(chroma.mean(1))
+    return librosa.feature.chroma_cqt(y=padded, sr=SAMPLE_RATE_HZ, hop_length=CHROMA_HOP, tuning=0.0)
 
 
 def nearest_key(weights: np.ndarray) -> tuple[int, str] | None:

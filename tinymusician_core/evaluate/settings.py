@@ -12,9 +12,10 @@ from pathlib import Path
 from ..checks import whole
 from ..files import whole_file
 from ..records import SamplingSpec, check_prompt
-from ..variants import resolve
+from ..variants import assets_folder, resolve
 
 FILE, DEVICES = "settings.json", ("cpu", "cuda")
+PROMPT_SETS = ("in-domain", "out-of-domain")
 MAX_CLIPS, MIN_CLIPS, MIN_SECONDS = 10_000, 20, 1.0
 
 
@@ -87,18 +88,20 @@ class Settings:
         }
 
 
-def read_prompts(path: str | os.PathLike) -> tuple[str, ...]:
-    """A text file with a prompt a line; empty lines do not count.
+def read_prompts(source: str | os.PathLike) -> tuple[str, ...]:
+    """A text file with a prompt a line, empty lines do not count; or one of the shipped sets by its name.
 
     Raises:
         ValueError: no such file, no text, nothing in it, or a prompt that is too long.
     """
+    path = assets_folder() / "prompts" / f"{source}.txt" if source in PROMPT_SETS else Path(source).expanduser()
+    allowed = f"prompts must be {', '.join(PROMPT_SETS)}, or a text file with a prompt a line"
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"prompts must be a text file with a prompt a line, there is no {str(path)!r}") from None
+        raise ValueError(f"{allowed}; there is no {str(path)!r}") from None
     except (IsADirectoryError, UnicodeDecodeError):
-        raise ValueError(f"prompts must be a text file with a prompt a line, got {str(path)!r}") from None
+        raise ValueError(f"{allowed}; got {str(path)!r}") from None
     prompts = tuple(check_prompt(line) for line in text.splitlines() if line.strip())
     if not prompts:
         raise ValueError(f"{path} holds no prompt; one a line is allowed")

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..records import Figures
 from .bootstrap import DRAWS, bootstrap, proportion
-from .reference import Reference
+from .limits import compared
+from .reference import REAL, ROUND_TRIP, Reference
 from .retention import likelihood_kept, prompt_kept, retention, sound_kept
 from .scores import LISTENER, SECOND, Row, Scores, Statistic
 from .settings import MIN_CLIPS
@@ -39,6 +40,8 @@ class Evaluation:
         codec: what the codec's round trip costs, by measure, with intervals.
         judges: how often listener and second opinion are right about music of which the truth is known.
         retention: "student/teacher" -> the headline and its parts, and the plain ratio of every figure.
+        steadiness: whether clips of 20 s and more stay one piece of music, as `limits.compared` has it, and `seconds`,
+            the length of the real music's windows; None for shorter clips.
     """
 
     settings: Mapping
@@ -48,6 +51,7 @@ class Evaluation:
     codec: Mapping
     judges: Mapping
     retention: Mapping[str, Mapping]
+    steadiness: Mapping | None
 
     def as_dict(self) -> dict:
         """All of it, ready for JSON."""
@@ -109,7 +113,14 @@ def summarise(
         {name: _mean_of(values, seed, draws) for name, values in (reference.fidelity or {}).items()},
         {LISTENER: listener_accuracy, SECOND: _opinions_right(reference)},
         _retention(rows, scores, intervals),
+        _steadiness(rows, reference, seed, draws),
     )
+
+
+def _steadiness(rows: Sequence[Row], reference: Reference, seed: int, draws: int) -> dict | None:
+    clips = {row.model: [each.steadiness for each in row.clips] for row in rows}
+    found = compared(clips, reference.steady, seed, draws)
+    return None if found is None else {"seconds": reference.steady_s, **found}
 
 
 def quality(scores: Scores, intervals: Intervals) -> dict:
@@ -147,7 +158,7 @@ def _adherence(scores: Scores, intervals: Intervals) -> dict:
 def _baselines(reference: Reference, seed: int, draws: int) -> list[dict]:
     """Real music and the codec's round trip of it, as far as there are any, in the variants' figures."""
     made = []
-    for name, clips in (("real audio", reference.real), ("codec round trip", reference.round_trip)):
+    for name, clips in ((REAL, reference.real), (ROUND_TRIP, reference.round_trip)):
         if len(clips) >= MIN_CLIPS:
             scores = Scores(Row(name, None, Figures(), clips), reference, seed)
             intervals = Intervals(len(clips), 0, len(reference.embeddings), seed, draws)

@@ -39,6 +39,11 @@ def _restart_high_water_mark() -> bool:
 def _give_back_free_memory() -> None:
     """Hand freed heap pages back to the system (glibc), so that a model cannot hide in what imports left behind."""
     gc.collect()
+    trim_heap()
+
+
+def trim_heap() -> None:
+    """Hand the heap's free pages back to the system, where its allocator can (glibc): it keeps what it once had."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -2,7 +2,8 @@
 
 A third of the test tunes gives the real windows, whose captions are the prompts of every evaluation; all others give
 the reference that distances are taken to. So real music meets the reference as a variant's clips do: as music of other
-tunes. Windows begin on a bar and do not overlap; each piece gives one before any gives a second.
+tunes. Windows begin on a bar and do not overlap; each piece gives one before any gives a second. How steady music is
+over half a minute is kept of longer windows, chosen in the same way from the same tunes.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ import torch
 from tinymusician_core.bundle import load_codec
 from tinymusician_core.evaluate.embedders import ListenerEmbedder
 from tinymusician_core.evaluate.fidelity import MEASURES, fidelity
-from tinymusician_core.evaluate.held_out import FOLDER, SPLIT, codec_identity
+from tinymusician_core.evaluate.held_out import FOLDER, SPLIT, STEADY, codec_identity
 from tinymusician_core.evaluate.jury import Jury
+from tinymusician_core.evaluate.limits import REFERENCE as LIMITS
 from tinymusician_core.evaluate.listener import Listener
+from tinymusician_core.evaluate.reference import REAL as REAL_AUDIO
+from tinymusician_core.evaluate.reference import ROUND_TRIP
+from tinymusician_core.evaluate.steadiness import steadiness
 from tinymusician_core.files import sha256_of, whole_file
 from tinymusician_core.journal import Journal
 from tinymusician_core.records import Waveform
 from tinymusician_core.tokens import TokenDataset, write_tokens
 
-SECONDS, REAL, REFERENCE, REAL_SHARE = 10.0, 200, 600, 1 / 3
+SECONDS, STEADY_S, REAL, REFERENCE, REAL_SHARE = 10.0, 30.0, 200, 600, 1 / 3
 FACTS = ("instrument", "style", "tempo", "mode", "bpm", "tonic", "texture")
 
 
@@ -88,8 +93,7 @@ class _Maker:
         listener = Listener.from_folder(assets / "listener")
         self.jury = Jury(listener, ListenerEmbedder(listener))
         self.per_frame = round(self.codec.sample_rate_hz / self.codec.frame_rate_hz)
-        self.frames = round(seconds * self.codec.frame_rate_hz)
-        self._sounds: dict[int, np.ndarray] = {}
+        self.seconds, self.frames = seconds, round(seconds * self.codec.frame_rate_hz)
 
     def piece(self, index: int) -> np.ndarray:
         """The sound [N] of a whole piece."""
@@ -122,8 +126,13 @@ class _Maker:
         return {"id": f"{piece['id']}@{window.start}", "captions": [caption], "bars": [0], "facts": facts}
 
 
-def build_held_out(work: Path, assets: Path, seconds: float = SECONDS) -> Path:
+def build_held_out(work: Path, assets: Path, seconds: float = SECONDS, steady_s: float = STEADY_S) -> Path:
     """Write `assets/evaluation` from `work/tokens`, `work/audio` and the codec and the listener in `assets`.
+
+    Args:
+        work, assets: of the recipe.
+        seconds: length of the windows that clips are compared with.
+        steady_s: length of the windows whose steadiness is kept; 20 or more.
 
     Raises:
         ValueError: there are no test tokens, or of too few tunes.
@@ -135,6 +144,7 @@ def build_held_out(work: Path, assets: Path, seconds: float = SECONDS) -> Path:
         folder = Path(name)
         _write_real(maker, real, folder)
         _write_reference(maker, reference, folder)
+        write_steady(_Maker(work, assets, steady_s), folder)
         config = {
             "listener": maker.jury.listener.name,
             "codec": codec_identity(maker.codec),
@@ -173,6 +183,23 @@ def _write_reference(maker: _Maker, windows: list[Window], folder: Path) -> None
     sounds = (maker.sound(window) for window in _told("reference windows", windows))
     heard = [maker.jury.embedder.embed(sound.audio, sound.sample_rate_hz) for sound in sounds]
     save_file({"embeddings": np.stack(heard).astype(np.float16)}, folder / "reference.safetensors")
+
+
+def write_steady(maker: _Maker, folder: Path) -> None:
+    """How steady the maker's windows are: those of the reference, and the real ones as rendered and after the codec."""
+    real, reference = choose(maker.data, maker.frames)
+    (folder / STEADY).touch()
+    journal = Journal(folder / STEADY)
+
+    def keep(window: Window, kind: str, sound: Waveform) -> None:
+        record = {"id": maker.record(window)["id"], "kind": kind, "seconds": maker.seconds}
+        journal.append(record | steadiness(sound.audio, sound.sample_rate_hz).as_record())
+
+    for window in _told("steady windows of the reference", reference):
+        keep(window, LIMITS, maker.sound(window))
+    for window in _told("steady real windows", real):
+        keep(window, REAL_AUDIO, maker.sound(window))
+        keep(window, ROUND_TRIP, maker.decoded(maker.codes(window)))
 
 
 def _told(what: str, windows: list[Window]) -> Iterator[Window]:

@@ -10,6 +10,7 @@ from ..pipeline import Pipeline
 from ..records import Cancelled
 from .apply import Recipe
 from .compared import Compared, compared
+from .recover import Recovered
 from .search import Budget, Choice, Fixed, ImpossibleBudget, search
 from .sensitivity import OnOption, Option
 from .trial import Harm
@@ -40,6 +41,7 @@ class Adapted:
         best: the round whose plan it is; `rounds` has them all.
         held_out: its harm on tokens that neither the rounding nor the search has seen.
         compared: other plans beside it, where they were asked for.
+        recovered: what a recovery of the plan came to, where there was one; `note` says it in words.
     """
 
     budget: Budget
@@ -49,6 +51,8 @@ class Adapted:
     rounds: tuple[Round, ...]
     held_out: Harm
     compared: tuple[Compared, ...]
+    recovered: Recovered | None = None
+    note: str = ""
 
     def figures(self) -> dict:
         """The budget, what was foreseen, measured and held out, and how many plans it took, ready for JSON."""
@@ -57,10 +61,12 @@ class Adapted:
         return {"budget": self.budget.limits, **best, "held_out": held_out, "rounds": len(self.rounds)}
 
     def write_report(self, folder: Path) -> None:
-        """Put report.json, report.md and, where plans were compared, a picture into a folder."""
+        """Put report.json, report.md and, where there is that, a picture and recovery.json into a folder."""
         from .report import write_report
 
         write_report(self, folder)
+        if self.recovered is not None:
+            self.recovered.write(folder)
 
 
 def adapt(

@@ -6,34 +6,29 @@ model.safetensors (each module's tensors in its scheme's form, by module name) a
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import __version__
-from ..bundle import WINDOW_S, Parts
-from ..files import check_safetensors, combined_hash, sha256_of
+from ..files import sha256_of
 from ..folders import check_free, whole_folder
-from ..guidance import GUIDANCE, guidance_record, read_guidance
+from ..guidance import guidance_record
 from ..pipeline import Pipeline
-from ..records import Cancelled, ModelError
+from ..records import Cancelled
 from .plan import Plan, packable, preset, put, tied
-from .schemes import from_tensors, pack, to_tensors
+from .schemes import pack, to_tensors
 from .size import Stored, json_bytes, json_text, safetensors_bytes
-from .skeleton import ENCODER_FILE, ENCODERS, build, describe, encoder_state
+from .skeleton import ENCODER_FILE, ENCODERS, describe, encoder_state, plain_tokenizer
 
 MODEL_TYPE = "tinymusician-quantized"
 FILES = ("model.safetensors", "plan.json", "tokenizer.json")
-
-SMALL_BYTES = 2**17
 OnModule = Callable[[str, int, int], None]  # a module's name, how many are done, how many there are
 
 
@@ -42,12 +37,13 @@ class Recipe:
     """A plan on a certain model: the scheme of each of its modules, and by which inputs' moments to round.
 
     `moments` has the second moments [I,I] of the inputs of linear layers; where there are none, weights go to the
-    nearest number.
+    nearest number. `tensors` has what some modules are stored as already, which a recovery has trained.
     """
 
     plan: Plan
     schemes: dict[str, str]
     moments: Mapping[str, Tensor]
+    tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,8 @@ class Quantized:
     """What `quantize` wrote: where, how big, beside what, and the scheme of every module.
 
     The bytes are of what generating reads; the codec's encoder, which only going on from a sound needs, lies beside.
-    `search` has what was foreseen and measured of a plan that was searched for.
+    `search` has what was foreseen and measured of a plan that was searched for, `recovery` what a recovery came to,
+    and `note` says that in a sentence.
     """
 
     folder: Path
@@ -64,6 +61,8 @@ class Quantized:
     source_bytes: int
     schemes: dict[str, str]
     search: dict | None = None
+    recovery: dict | None = None
+    note: str = ""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -78,6 +77,10 @@ def quantize(
     out_dir: str | os.PathLike | None = None,
     on_progress: OnModule | None = None,
     should_stop: Callable[[], bool] | None = None,
+    *,
+    recover: float | None = None,
+    data: str | os.PathLike | None = None,
+    weights: Sequence[float] | None = None,
     **search,
 ) -> Quantized:
     """Write a quantized model; the model that it is made from stays as it is.
@@ -87,28 +90,59 @@ def quantize(
         plan: a Plan, or a preset's name: "paper", "int8", "fast" or "int4"; None where a plan is searched for.
         out_dir: the folder to make. An earlier quantized model there is replaced; anything else is left alone.
         on_progress: told what is done, how much of it, and of how much.
-        should_stop: asked before every module and every measurement.
+        should_stop: asked before every module, every measurement and every step of a recovery.
+        recover: so many minutes the decoder's int4 layers are trained on the float model's outputs; the weights are
+            kept where that brings them closer to it. The folder then has recovery.json too.
+        data: a token folder for a search and a recovery; None lets the model play the tokens itself.
+        weights: how much each codebook counts there; all alike where None.
         search: instead of a plan, `max_mb`, `max_ms` and `max_kl`, any mix of the three, and the other arguments of
             `adaptive.adapt`. The folder then has a report of the search too.
 
     Raises:
-        ValueError: no such model, preset or module, a scheme that cannot take a module, a folder that is in use, or a
-            budget that no plan can keep (`search.ImpossibleBudget`: it says what can be).
+        ValueError: no such model, preset or module, a scheme that cannot take a module, a folder that is in use, a
+            budget that no plan can keep (`search.ImpossibleBudget`: it says what can be), or nothing to recover.
         ModelError: the model's files are damaged.
         Cancelled: `should_stop` said so; no model is left behind. What a search has measured is kept.
     """
     if out_dir is None or (plan is None) == (not search):
         raise ValueError("quantize needs an out_dir, and either a plan or a budget: max_mb, max_ms or max_kl")
+    if plan is not None and recover is None and (data is not None or weights is not None):
+        raise ValueError("data and weights are for a search or a recovery; a plan alone needs neither")
     pipeline, folder = _float_model(model), Path(out_dir)
+    watched = {"on_progress": on_progress, "should_stop": should_stop}
+    asked = {"data": data, "weights": weights, **watched}
     if plan is None:
-        from .adaptive import adapt
-
-        check_free(folder, MODEL_TYPE)
-        adapted = adapt(pipeline, folder.resolve().name, on_progress, should_stop, **search)
-        made = write(pipeline, adapted.recipe, folder, on_progress, should_stop, adapted.write_report)
-        return replace(made, search=adapted.figures())
+        return _searched(pipeline, folder, recover, search, asked)
     plan = preset(plan, pipeline.modules) if isinstance(plan, str) else plan
-    return write(pipeline, recipe_of(pipeline, plan), folder, on_progress, should_stop)
+    recipe = recipe_of(pipeline, plan)
+    if recover is None:
+        return write(pipeline, recipe, folder, **watched)
+    from .recover import check_recovery
+    from .recover import recover as recovered
+
+    check_recovery(recover, recipe.schemes)
+    check_free(folder, MODEL_TYPE)
+    recipe, found = recovered(pipeline, recipe, recover, **asked)
+    made = write(pipeline, recipe, folder, **watched, more=found.write)
+    return replace(made, recovery=found.as_dict(), note=found.sentence())
+
+
+def _searched(pipeline: Pipeline, folder: Path, recover: float | None, search: dict, asked: dict) -> Quantized:
+    """Search a plan, recover it where that is asked for, and write it."""
+    from .adaptive import adapt
+    from .recover import check_recovery, recovered_plan
+
+    if recover is not None:
+        check_recovery(recover)
+    check_free(folder, MODEL_TYPE)
+    adapted = adapt(pipeline, folder.resolve().name, **asked, **search)
+    if recover is not None:
+        adapted = recovered_plan(pipeline, adapted, recover, **asked)
+    watched = {name: asked[name] for name in ("on_progress", "should_stop")}
+    made = write(pipeline, adapted.recipe, folder, **watched, more=adapted.write_report)
+    found = adapted.recovered
+    recovery = None if found is None else found.as_dict()
+    return replace(made, search=adapted.figures(), recovery=recovery, note=adapted.note)
 
 
 def recipe_of(pipeline: Pipeline, plan: Plan, moments: Mapping[str, Tensor] | None = None) -> Recipe:
@@ -130,7 +164,7 @@ def write(
         tensors = _stored(pipeline.modules, recipe, on_progress, should_stop)
         save_file(tensors, partial / "model.safetensors")
         del tensors
-        pipeline.text_encoder.tokenizer.backend_tokenizer.save(str(partial / "tokenizer.json"))
+        plain_tokenizer(pipeline.text_encoder.tokenizer).save(str(partial / "tokenizer.json"))
         encoder = encoder_state(pipeline.modules["codec"])
         if encoder:
             save_file(encoder, partial / ENCODER_FILE)
@@ -177,7 +211,7 @@ def config_record(pipeline: Pipeline, name: str, hashes: Mapping[str, str]) -> d
 
 def disk_bytes(pipeline: Pipeline, recipe: Recipe, tensors: Iterable[Stored], name: str) -> int:
     """What `Quantized.disk_bytes` will be of a folder of this name, with these tensors, before it is written."""
-    tokenizer = len(pipeline.text_encoder.tokenizer.backend_tokenizer.to_str(pretty=True).encode())
+    tokenizer = len(plain_tokenizer(pipeline.text_encoder.tokenizer).to_str(pretty=True).encode())
     names = [*FILES, *([ENCODER_FILE] if encoder_state(pipeline.modules["codec"]) else [])]
     config = json_bytes(config_record(pipeline, name, dict.fromkeys(names, "0" * 64)))
     return safetensors_bytes(tensors) + tokenizer + config + json_bytes(plan_record(pipeline, recipe))
@@ -196,44 +230,6 @@ def apply_plan(modules: nn.Module, plan: Plan) -> dict[str, str]:
         for place in (name, *ties.get(name, ())):
             put(modules, place, module)
     return schemes
-
-
-def load_quantized(folder: str | os.PathLike) -> Parts:
-    """Read a folder that `quantize` wrote, onto the CPU; `bundle.load_parts` has compared the hashes already.
-
-    No float weights are made: each module is built from its stored tensors.
-
-    Raises:
-        ModelError: files are missing or damaged, or do not fit together.
-    """
-    folder = Path(folder)
-    config, plan = _read_json(folder / "config.json"), _read_json(folder / "plan.json")
-    weights = folder / "model.safetensors"
-    check_safetensors(weights)
-    modules = build(config, folder)
-    targets = packable(modules)
-    schemes = plan["modules"]
-    if set(schemes) != set(targets):
-        odd = sorted(set(schemes) ^ set(targets))[0]
-        raise ModelError(f"{folder / 'plan.json'} and config.json do not fit together: {odd} is in one alone")
-    ties = tied(modules)
-    with safe_open(weights, framework="pt") as file:
-        stored = _by_module(file.keys(), schemes)
-    for name, scheme in schemes.items():
-        # Opened anew each time, small tensors copied: a scale that is kept would keep the pages around it mapped.
-        with safe_open(weights, framework="pt") as file:
-            found = {key: file.get_tensor(f"{name}.{key}") for key in stored[name]}
-        tensors = {key: tensor.clone() if tensor.nbytes <= SMALL_BYTES else tensor for key, tensor in found.items()}
-        del found
-        module = from_tensors(targets[name], scheme, tensors)
-        del tensors
-        for place in (name, *ties.get(name, ())):
-            put(modules, place, module)
-    hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
-    files = tuple(folder / name for name in ("config.json", *FILES))
-    parts = (modules["decoder"], modules["text_encoder"], modules["codec"])
-    window_s, guidance = config.get("window_s", WINDOW_S), read_guidance(config.get(GUIDANCE), config["name"])
-    return Parts(config["name"], *parts, files, combined_hash(hashes), window_s, guidance)
 
 
 def _float_model(model: Pipeline | str | os.PathLike) -> Pipeline:
@@ -256,29 +252,12 @@ def _stored(
     for done, (name, scheme) in enumerate(recipe.schemes.items()):
         if should_stop is not None and should_stop():
             raise Cancelled(f"stopped before the module {name}")
-        packed = to_tensors(targets[name], scheme, recipe.moments.get(name))
+        packed = recipe.tensors.get(name) or to_tensors(targets[name], scheme, recipe.moments.get(name))
         tensors |= {f"{name}.{key}": tensor for key, tensor in packed.items()}
         if on_progress is not None:
             on_progress(name, done + 1, len(recipe.schemes))
     return tensors
 
 
-def _by_module(keys: list[str], schemes: dict[str, str]) -> dict[str, list[str]]:
-    """Tensor names by module; ModelError for a tensor of no module."""
-    stored: dict[str, list[str]] = {name: [] for name in schemes}
-    for key in keys:
-        module, _, name = key.rpartition(".")
-        if module not in stored:
-            raise ModelError(f"the stored weights hold {key}, which the plan does not know")
-        stored[module].append(name)
-    return stored
-
-
 def _write_json(path: Path, record: dict) -> None:
     path.write_text(json_text(record), encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        raise ModelError(f"{path} is missing")
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -10,6 +10,7 @@ from .linears import PackedLinear, WeightInt8Linear, expect, expect_bias
 
 GROUP = 64
 ROWS = 16  # the kernel takes a multiple of so many outputs
+AT_ONCE = 64  # rows that are unpacked at once, as 32 bits a weight; the kernel's order has blocks of 64 at most
 TINY = 1e-30  # the scale of a group whose weights are all the same
 
 
@@ -28,11 +29,12 @@ class Int4Linear(PackedLinear):
         super().__init__(like, bias)
         self._filled_up = nibbles.shape[1] * 2 - self.in_features
         more = -self.out_features % ROWS
-        whole = functional.pad(nibbles, (0, 0, 0, more))
-        numbers = torch.stack((whole & 15, whole >> 4), dim=2).flatten(1).int()
-        self.register_buffer(
-            "numbers", torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1), persistent=False
-        )
+        whole = functional.pad(nibbles, (0, 0, 0, more)) if more else nibbles
+        packed = torch.empty_like(whole)
+        for part, into in zip(whole.split(AT_ONCE), packed.split(AT_ONCE), strict=True):
+            numbers = torch.stack((part & 15, part >> 4), dim=2).flatten(1).int()
+            into.copy_(torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1))
+        self.register_buffer("numbers", packed, persistent=False)
         scales = functional.pad(scales, (0, 0, 0, 0, 0, more)).transpose(0, 1).contiguous()
         self.register_buffer("scales", scales, persistent=False)  # [G, O and more, 2]
 
@@ -98,8 +100,10 @@ class Int4RowLinear(WeightInt8Linear):
     def restore(cls, like: nn.Linear, tensors: dict[str, Tensor]) -> Int4RowLinear:
         nibbles = expect(tensors, "nibbles", (like.out_features, -(-like.in_features // 2)), torch.uint8)
         scale = expect(tensors, "scale", (like.out_features,), torch.bfloat16)
-        numbers = torch.stack((nibbles & 15, nibbles >> 4), dim=2).flatten(1)[:, : like.in_features]
-        return cls(like, numbers.to(torch.int8) - 8, scale, expect_bias(tensors, like))
+        values = torch.empty(like.out_features, like.in_features, dtype=torch.int8)
+        for part, into in zip(nibbles.split(AT_ONCE), values.split(AT_ONCE), strict=True):
+            into.copy_(torch.stack((part & 15, part >> 4), dim=2).flatten(1)[:, : like.in_features])
+        return cls(like, values.sub_(8), scale, expect_bias(tensors, like))
 
     def stored(self) -> dict[str, Tensor]:
         numbers = functional.pad(self.values + 8, (0, self.in_features % 2))

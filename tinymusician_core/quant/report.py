@@ -42,6 +42,7 @@ def record(found: Adapted) -> dict:
         "foreseen": found.best.foreseen.as_dict(),
         "measured": found.best.measured.as_dict(),
         "held_out": _harm(found.held_out),
+        "recovery": None if found.recovered is None else found.recovered.as_dict(),
         "rounds": [
             {"foreseen": round_.foreseen.as_dict(), "measured": round_.measured.as_dict()} for round_ in found.rounds
         ],
@@ -84,6 +85,7 @@ def markdown(found: Adapted) -> str:
         "budget: " + ", ".join(f"{name} {limit:g}" for name, limit in limits.items()),
         f"rounded by {bench.tokens.moments.source}, judged on {bench.tokens.judge.source}",
         f"plans measured until errors added up and the budget was kept: {len(found.rounds)}",
+        *([f"after the search, which the figures are of: {found.note}"] if found.note else []),
         *(f"{name} was not offered: {reason}" for name, reason in bench.not_offered.items()),
     ]
     blocks = [table(["", "MB", "ms a step", "KL", "codec"], [*rows, held_out])]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .. import __version__
 from ..pipeline import Pipeline
 from ..records import Cancelled
+from . import bnb, embeddings, gptq, int4, linears, size, trial
+from . import schemes as schemes_module
 from .cachefile import Measured
 from .plan import packable
 from .schemes import SCHEMES, to_tensors
@@ -20,6 +23,8 @@ from .trial import Harm, Judge
 
 # What a large model's layers are tried with first: what does most harm is measured best.
 FIRST = ("int4", "int4-row", "nf4", "fp4", "int8", "int8-weight", "bnb-int8", "bf16", "fp16")
+# Whose source decides how a weight is rounded, how the product runs, and how its harm is counted.
+ARITHMETIC = (schemes_module, linears, embeddings, int4, gptq, bnb, size, trial)
 OnOption = Callable[[str, int, int], None]  # what is measured, how many are done, how many there are
 
 
@@ -92,8 +97,7 @@ def sensitivities(
     """
     targets, found = packable(pipeline.modules), groups(pipeline.modules)
     way = "" if rows is None else "-short"
-    version = torch.__version__.partition("+")[0]
-    cache = Measured(f"sensitivity-{pipeline.hash}-{key}-{__version__}-{version}{way}")
+    cache = Measured(f"sensitivity-{pipeline.hash}-{key}-{arithmetic_hash()}{way}")
     options, pairs = [], [(group, scheme) for group in found for scheme in _first(schemes)]
     for done, (group, scheme) in enumerate(pairs):
         if should_stop is not None and should_stop():
@@ -104,6 +108,17 @@ def sensitivities(
             option = _option(group, scheme, targets, cache, _way(judge, group, options, rows), judge.weights)
             options += [] if option is None else [option]
     return options
+
+
+def arithmetic_hash() -> str:
+    """12 hexadecimal digits over what, beside model and tokens, decides what a scheme does to a model.
+
+    That is the source of the rounding and of the judging, the version of torch and the kernels that it picks here.
+    """
+    digest = hashlib.sha256(f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}".encode())
+    for module in ARITHMETIC:
+        digest.update(inspect.getsource(module).encode())
+    return digest.hexdigest()[:12]
 
 
 def _first(schemes: Sequence[str]) -> list[str]:

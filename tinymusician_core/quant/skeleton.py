@@ -75,6 +75,14 @@ def tokenizer_record(tokenizer) -> dict[str, str | None]:
     return {name: getattr(tokenizer, name) for name in ("unk_token", "pad_token", "eos_token")}
 
 
+def plain_tokenizer(tokenizer):
+    """What is saved of a tokenizer: not how it filled up the last batch, which every call sets anew."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
 def describe(modules: nn.ModuleDict) -> dict:
     """The sizes of a pipeline's modules, as JSON: decoder, text (T5 and its projection), codec.
 

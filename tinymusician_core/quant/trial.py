@@ -149,18 +149,18 @@ class Judge:
         if self.weights is not None and (len(self.weights) != self._codebooks or not all(map(_counts, self.weights))):
             raise ValueError(f"weights must be {self._codebooks} numbers above 0, one a codebook, got {weights!r}")
         self.packs = Packs(pipeline.modules, moments)
-        self._states = self._encode()
-        self._wanted = [log_probs(part) for part in self._logits(self._states)]
+        self._states = self._encode(pipeline)
+        self._wanted = [log_probs(part) for part in self._logits(self._states, pipeline)]
         self._sound = self._decode()
 
     @torch.inference_mode()
-    def _encode(self) -> tuple[Tensor, Tensor]:
-        return self._pipeline.text_encoder.encode_each(self._calibration.prompts)
+    def _encode(self, pipeline: Pipeline) -> tuple[Tensor, Tensor]:
+        return pipeline.text_encoder.encode_each(self._calibration.prompts)
 
     @torch.inference_mode()
-    def _logits(self, states: tuple[Tensor, Tensor]) -> Iterator[Tensor]:
+    def _logits(self, states: tuple[Tensor, Tensor], pipeline: Pipeline) -> Iterator[Tensor]:
         for some, rows, mask in batches(self._pipeline, states):
-            yield self._pipeline.decoder.logits(self._calibration.inputs[some], rows, mask)
+            yield pipeline.decoder.logits(self._calibration.inputs[some], rows, mask)
 
     def _decode(self) -> Tensor:
         return self._pipeline.codec.decode(self._calibration.codes[:CODEC_WINDOWS].clamp_min(0))
@@ -168,10 +168,17 @@ class Judge:
     @torch.inference_mode()
     def divergence(self, text_changed: bool = True) -> tuple[float, ...]:
         """The KL of each codebook as the modules stand now; the text is read anew unless it is as it was."""
-        states = self._encode() if text_changed else self._states
+        return self._apart(self._encode(self._pipeline) if text_changed else self._states, self._pipeline)
+
+    @torch.inference_mode()
+    def divergence_of(self, other: Pipeline) -> Harm:
+        """The harm of another pipeline of the same shape, that of its codec left out."""
+        return Harm(self._apart(self._encode(other), other), 0.0, self.weights)
+
+    def _apart(self, states: tuple[Tensor, Tensor], pipeline: Pipeline) -> tuple[float, ...]:
         valid = [self._calibration.valid[some] for some, *_ in batches(self._pipeline, states)]
         total = torch.zeros(self._calibration.codes.shape[1], dtype=torch.float64)
-        for wanted, found, counts in zip(self._wanted, self._logits(states), valid, strict=True):
+        for wanted, found, counts in zip(self._wanted, self._logits(states, pipeline), valid, strict=True):
             total += (kl(wanted, log_probs(found)) * counts).sum(dim=(0, 2)).double()
         return tuple((total / self._calibration.valid.sum(dim=(0, 2))).clamp_min(0.0).tolist())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,6 @@ class Workbench:
         inputs = inputs_of(pipeline, tokens.moments)
         self.moments = inputs.moments
         self.judge = Judge(pipeline, tokens.judge, self.moments, weights)
-        self._strict: Judge | None = None
         key = f"{tokens.moments.hash[:8]}{tokens.judge.hash[:8]}"
         rows = inputs.rows if is_large(pipeline) else None
         self.options = sensitivities(pipeline, self.judge, key, self.schemes, on_progress, should_stop, rows)
@@ -177,12 +177,16 @@ class Workbench:
             step_s = measured_step_s(self.pipeline)
         return Outcome(self.foresee(schemes).disk_bytes, 1e3 * step_s, harm)
 
+    @cached_property
+    def strict(self) -> Judge:
+        """Compares with the float model on tokens that neither the rounding nor the search has seen."""
+        judge = Judge(self.pipeline, self.tokens.held_out, self.moments, self.judge.weights)
+        judge.packs = self.judge.packs
+        return judge
+
     def held_out(self, schemes: Mapping[str, str]) -> Harm:
-        """A plan's harm on tokens that neither the rounding nor the search has seen."""
-        if self._strict is None:
-            self._strict = Judge(self.pipeline, self.tokens.held_out, self.moments, self.judge.weights)
-            self._strict.packs = self.judge.packs
-        return self._strict.harm(schemes)
+        """A plan's harm on those tokens."""
+        return self.strict.harm(schemes)
 
     def calls_s(self, schemes: Mapping[str, str]) -> float:
         """The sum of the calls that a step makes."""
