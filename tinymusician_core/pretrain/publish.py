@@ -22,13 +22,14 @@ SOURCES = (
     "Sound: MuseScore General soundfont (MIT, parts public domain or CC0) through FluidSynth."
 )
 RECIPES = {
-    "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 24, on the first 2,000 pieces; then "
-    "polish --minutes 45 on all",
+    "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 24, on the first 2,000 pieces; "
+    "then polish --minutes 45 on all",
     "models/text": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 72",
     "models/teacher": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 72",
     "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 3 "
     "--minutes 22 --batch 6 --seconds 20 -o assets/models/student",
-    "models/quantized": "tinymusician quantize --model assets/models/student --preset fast -o assets/models/quantized",
+    "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens "
+    "--max-mb 5.8 -o assets/models/quantized",
     "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, then publish-listener; "
     "the pieces weighted as models/README.md says, by hand",
     "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
