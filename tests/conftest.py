@@ -117,7 +117,14 @@ def save_tiny_family(models: Path, teacher_layers: int = 4) -> Path:
     scramble(T5EncoderModel(text_config()), seed=3).save_pretrained(models / "text")
     make_tokenizer().backend_tokenizer.save(str(models / "text" / "tokenizer.json"))
     sizes = SpectralConfig(
-        codebook_size=64, score_dim=8, latent_dim=8, encoder_dim=16, encoder_blocks=1, decoder_dim=16, decoder_blocks=1
+        codebook_size=64,
+        score_dim=8,
+        harmony_dim=8,
+        latent_dim=8,
+        encoder_dim=16,
+        encoder_blocks=1,
+        decoder_dim=16,
+        decoder_blocks=1,
     )
     scramble(codec := SpectralCodec(sizes), seed=4)
     codec.save(models / "codec")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,11 +10,12 @@ SMALL = SpectralConfig(
 )
 
 
-@pytest.fixture
-def codec(tmp_path):
+@pytest.fixture(params=[0, 4], ids=["score", "score and harmony"])
+def codec(tmp_path, request):
     torch.manual_seed(0)
-    made = SpectralCodec(SMALL)
-    made.save(tmp_path, SpectralEncoder(SMALL))
+    config = replace(SMALL, harmony_dim=request.param)
+    made = SpectralCodec(config)
+    made.save(tmp_path, SpectralEncoder(config))
     return SpectralCodec.from_folder(tmp_path)
 
 
@@ -36,12 +39,15 @@ def test_encode_pads_the_last_frame_and_gives_codes_that_decode_reads(codec):
 def test_residual_codes_are_the_nearest_rows_one_after_another(codec):
     audio = torch.randn(1, 1, 1280 * 5) * 0.1
     codes = codec.encode(audio)
-    score, rest = (x.double() for x in codec.encoder(audio))
-    table = codec.decoder.score_codebook.weight.double()
-    assert torch.equal(codes[:, 0], torch.cdist(score, table[None]).argmin(-1))
-    for k, book in enumerate(codec.decoder.codebooks):
+    latents, decoder, rest = codec.encoder(audio), codec.decoder, codec.encoder(audio).sound.double()
+    apart = [(latents.score, decoder.score_codebook), (latents.harmony, decoder.harmony_codebook)]
+    apart = [(x.double(), book.weight.double()) for x, book in apart if book is not None]
+    assert len(apart) + len(decoder.codebooks) == codec.codebooks == 4
+    for k, (x, table) in enumerate(apart):
+        assert torch.equal(codes[:, k], torch.cdist(x, table[None]).argmin(-1))
+    for k, book in enumerate(decoder.codebooks, len(apart)):
         choice = torch.cdist(rest, book.weight.double()[None]).argmin(-1)
-        assert torch.equal(codes[:, k + 1], choice)
+        assert torch.equal(codes[:, k], choice)
         rest = rest - book.weight.double()[choice]
 
 

@@ -46,7 +46,8 @@ def encodec(seed: int = 0, channels: int = 1, **sizes) -> tuple[EncodecModel, En
 
 @functools.cache
 def spectral(seed: int = 0, **sizes) -> SpectralCodec:
-    small = {"codebook_size": 64, "score_dim": 4, "latent_dim": 6, "decoder_dim": 16, "decoder_blocks": 2}
+    small = {"codebook_size": 64, "score_dim": 4, "harmony_dim": 4, "latent_dim": 6}
+    small |= {"decoder_dim": 16, "decoder_blocks": 2}
     torch.manual_seed(seed)
     return scramble(SpectralCodec(SpectralConfig(**small | sizes)), seed)
 

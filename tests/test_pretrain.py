@@ -14,7 +14,15 @@ from tinymusician_core.pretrain import arrange as arranging
 from tinymusician_core.pretrain import captions as captioning
 from tinymusician_core.pretrain.accompany import INSTRUMENTS, LEAD
 from tinymusician_core.pretrain.arrange import arrange
-from tinymusician_core.pretrain.codec import LOW_PITCH, PITCHES, CodecTraining, MelScales, score_targets
+from tinymusician_core.pretrain.codec import (
+    HARMONY,
+    LOW_PITCH,
+    MELODY,
+    PITCHES,
+    CodecTraining,
+    MelScales,
+    score_targets,
+)
 from tinymusician_core.pretrain.pieces import audio_path
 from tinymusician_core.pretrain.quantizer import MovingCodebook
 from tinymusician_core.pretrain.render import events_of, level, render_batch, write_midi
@@ -247,12 +255,14 @@ def test_mel_distance_is_zero_at_identity_and_grows_with_noise():
 
 
 def test_the_sound_does_not_steer_the_score_codes(small_codec):
-    audio, target = torch.randn(2, 1, 1280 * 8) * 0.1, torch.zeros(2, 8, 2 * PITCHES + 12)
+    audio, target = torch.randn(2, 1, 1280 * 8) * 0.1, torch.zeros(2, 8, MELODY + HARMONY)
     losses = small_codec(audio, target, torch.Generator())
     (losses["mel"] + losses["convergence"]).backward()
     assert small_codec.encoder.to_score.weight.grad is None
+    assert small_codec.encoder.to_harmony.weight.grad is None
     assert small_codec.encoder.to_latent.weight.grad.abs().sum() > 0
     assert small_codec.decoder.from_score.weight.grad.abs().sum() > 0
+    assert small_codec.decoder.from_harmony.weight.grad.abs().sum() > 0
 
 
 @pytest.fixture
@@ -263,6 +273,7 @@ def small_codec():
         SpectralConfig(
             codebook_size=16,
             score_dim=4,
+            harmony_dim=4,
             latent_dim=6,
             encoder_dim=16,
             encoder_blocks=1,

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from tinymusician_core.pretrain.facts import FACTS, classes_of
 from tinymusician_core.pretrain.teacher import TeacherConfig, TeacherTraining, begin, carry_over, validation
 from tinymusician_core.pretrain.vocabulary import build_tokenizer
 from tinymusician_core.tokens import TokenDataset, write_tokens
 from tinymusician_core.training import Trainer, TrainSettings
+
+FIRST = dict.fromkeys(FACTS, "a")
+SECOND = dict.fromkeys(FACTS, "b")
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +53,9 @@ def test_a_dropped_caption_is_zero_states(tokenizer):
     assert mask.all()
 
 
-def small_teacher(tokenizer, **changes):
+def small_teacher(tokenizer, classes=None, **changes):
     sizes = {"width": 32, "layers": 1, "heads": 2, "ffn": 48, "codebook_size": 16, "text_width": 16, "text_layers": 1}
-    return TeacherTraining(TeacherConfig(**sizes | changes), tokenizer)
+    return TeacherTraining(TeacherConfig(**sizes | changes), tokenizer, classes)
 
 
 @pytest.fixture
@@ -99,10 +103,31 @@ def test_a_teacher_goes_on_with_its_own_words_only(earlier):
 
 def test_validation_reports_usual_and_longest_windows(tokenizer, tmp_path):
     clips = [torch.randint(16, (4, 90), generator=torch.Generator().manual_seed(n)) for n in range(3)]
-    write_tokens(tmp_path, "validation", clips, [{"captions": ["piano"], "bars": [0, 10]}] * 3)
-    model = small_teacher(tokenizer)
+    write_tokens(tmp_path, "validation", clips, [{"captions": ["piano"], "bars": [0, 10], "facts": FIRST}] * 3)
+    model = small_teacher(tokenizer, classes_of([FIRST, SECOND]))
     found = validation(model, TokenDataset(tmp_path, "validation"), 20)
     assert found == validation(model, TokenDataset(tmp_path, "validation"), 20)
-    assert {"validation_ce", "validation_ce3", "validation_long_ce"} <= set(found)
+    assert {"validation_ce", "validation_ce3", "validation_text_facts", "validation_long_ce"} <= set(found)
     assert found["validation_ce"] == pytest.approx(np.log(16), rel=0.1)
     assert found["validation_long_ce"] == pytest.approx(np.log(16), rel=0.1)
+
+
+def test_probes_train_with_the_teacher_and_stay_out_of_what_starts_from_it(tokenizer, tmp_path):
+    facts = [FIRST, SECOND]
+    torch.manual_seed(0)
+    model = small_teacher(tokenizer, classes_of(facts))
+    codes, captions = torch.arange(12).repeat(2, 4, 1), ["a calm piano waltz", "piano"]
+    plain, probed = model(codes, captions, None), model(codes, captions, None, facts)
+    assert probed["ce"] == plain["ce"]
+    assert probed["loss"] > plain["loss"]
+    settings = TrainSettings(learning_rate=0.02, steps=60, warm_up_steps=1, bf16=False, ema=0.5)
+    trainer = Trainer(model, settings, tmp_path)
+    trainer.run(lambda rng, _: model(codes, captions, None, facts))
+    after = model(codes, captions, None, facts)
+    assert after["text_facts"] < 0.2 * probed["text_facts"]
+    assert after["music_facts"] < 0.5 * probed["music_facts"]
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    heir = small_teacher(tokenizer)
+    assert carry_over(heir, tmp_path) == 0
+    model.load_state_dict(trainer.average)
+    assert torch.equal(heir(codes, captions, None)["loss"], model(codes, captions, None)["loss"])

@@ -72,6 +72,11 @@ class TokenDataset:
 
         Where no clip is, windows are filled with -1 past the clip's end.
         """
+        codes, captions, _ = self.draw(rng, batch_size, frames)
+        return codes, captions
+
+    def draw(self, rng: torch.Generator, batch_size: int, frames: int) -> tuple[Tensor, list[str], list[dict]]:
+        """A `batch`, and the records of its clips."""
         clips = self.long_enough(frames)
         picks = clips[torch.randint(len(clips), (batch_size,), generator=rng)].tolist()
         codes = torch.stack([self.window(i, frames, rng) for i in picks])
@@ -79,7 +84,7 @@ class TokenDataset:
         for i in picks:
             choices = self.records[i]["captions"]
             captions.append(choices[int(torch.randint(len(choices), (), generator=rng))])
-        return codes, captions
+        return codes, captions, [self.records[i] for i in picks]
 
 
 def write_tokens(folder: Path, split: str, clips: list[Tensor], records: list[dict]) -> None:

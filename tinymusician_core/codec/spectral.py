@@ -2,8 +2,9 @@
 
 In the manner of Vocos (Siuzdak 2023, arXiv 2306.00814): ConvNeXt blocks on STFT frames and an inverse STFT
 instead of transposed convolutions. The first codebook holds the score (a probe on it must tell the notes, as Mimi's
-first codebook holds the words: Defossez et al. 2024, arXiv 2410.00037); the other three are a residual quantizer for
-everything else; both are added.
+first codebook holds the words: Defossez et al. 2024, arXiv 2410.00037); where the codec has one for harmony, the second
+holds what accompanies the melody, told by a probe as well; the others are a residual quantizer for everything else. All
+are added.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,6 +21,7 @@ from torch.nn import functional as F
 
 from ..onednn import Linear
 from . import check_audio, check_codes
+from .pitch import PitchSpectrum
 from .spectral_stream import SpectralStream
 from .stream import CodecStream, lookahead
 
@@ -29,7 +32,11 @@ MAX_LOG_MAGNITUDE = 6.0
 
 @dataclass(frozen=True)
 class SpectralConfig:
-    """Sizes of the codec. `stride` STFT hops make one code frame: 32000 / (320 * 4) = 25 frames a second."""
+    """Sizes of the codec. `stride` STFT hops make one code frame: 32000 / (320 * 4) = 25 frames a second.
+
+    With a `harmony_dim` above 0 the second codebook is for harmony, and the encoder also sees a spectrum of `pitch_fft`
+    samples, long enough to tell low notes apart.
+    """
 
     sample_rate_hz: int = 32000
     n_fft: int = 1280
@@ -38,6 +45,8 @@ class SpectralConfig:
     codebooks: int = 4
     codebook_size: int = 512
     score_dim: int = 32
+    harmony_dim: int = 0
+    pitch_fft: int = 8192
     latent_dim: int = 48
     encoder_dim: int = 192
     encoder_blocks: int = 3
@@ -51,6 +60,19 @@ class SpectralConfig:
     @property
     def samples_per_frame(self) -> int:
         return self.hop * self.stride
+
+    @property
+    def sound_codebooks(self) -> int:
+        return self.codebooks - (2 if self.harmony_dim else 1)
+
+
+class Latents(NamedTuple):
+    """What a frame's codes stand for: score [B,T,score_dim], harmony [B,T,harmony_dim] (None where the codec has no
+    codebook for it) and sound [B,T,latent_dim]."""
+
+    score: Tensor
+    harmony: Tensor | None
+    sound: Tensor
 
 
 class ConvNeXtBlock(nn.Module):
@@ -81,9 +103,10 @@ class ConvNeXtBlock(nn.Module):
 
 
 class SpectralEncoder(nn.Module):
-    """Wave [B,1,N] -> score latent [B,T,score_dim] and sound latent [B,T,latent_dim].
+    """Wave [B,1,N] -> what a frame's codes are to stand for.
 
-    Its view is about two frames either side, so that a note gives much the same codes whatever stands around it.
+    Its view is about two frames either side, so that a note gives much the same codes whatever stands around it;
+    where it hears harmony, its pitch spectrum reaches as far again.
     """
 
     def __init__(self, config: SpectralConfig) -> None:
@@ -98,8 +121,13 @@ class SpectralEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.to_score = Linear(dim, config.score_dim)
         self.to_latent = Linear(dim, config.latent_dim)
+        self.pitches = None
+        if config.harmony_dim:
+            self.pitches = PitchSpectrum(config.sample_rate_hz, config.pitch_fft, config.samples_per_frame)
+            self.from_pitches = Linear(self.pitches.bins, dim)
+            self.to_harmony = Linear(dim, config.harmony_dim)
 
-    def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, audio: Tensor) -> Latents:
         c = self.config
         spectrum = torch.stft(audio[:, 0], c.n_fft, c.hop, window=self.window, center=True, return_complex=True)
         frames = audio.shape[-1] // c.samples_per_frame
@@ -107,8 +135,11 @@ class SpectralEncoder(nn.Module):
         x = self.inlet(log_magnitude / 4 + 1)
         for block in self.blocks:
             x = block(x)
-        x = self.norm(self.mix(self.gather(x.reshape(x.shape[0], frames, -1))))
-        return self.to_score(x), self.to_latent(x)
+        x = self.gather(x.reshape(x.shape[0], frames, -1))
+        if self.pitches is not None:
+            x = x + self.from_pitches(self.pitches(audio[:, 0]) / 4 + 1)
+        x = self.norm(self.mix(x))
+        return Latents(self.to_score(x), None if self.pitches is None else self.to_harmony(x), self.to_latent(x))
 
 
 class SpectralDecoder(nn.Module):
@@ -122,8 +153,12 @@ class SpectralDecoder(nn.Module):
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
         self.score_codebook = nn.Embedding(config.codebook_size, config.score_dim)
         self.codebooks = nn.ModuleList(
-            nn.Embedding(config.codebook_size, config.latent_dim) for _ in range(config.codebooks - 1)
+            nn.Embedding(config.codebook_size, config.latent_dim) for _ in range(config.sound_codebooks)
         )
+        self.harmony_codebook = None
+        if config.harmony_dim:
+            self.harmony_codebook = nn.Embedding(config.codebook_size, config.harmony_dim)
+            self.from_harmony = Linear(config.harmony_dim, dim)
         self.from_score = Linear(config.score_dim, dim)
         self.from_latent = Linear(config.latent_dim, dim)
         self.frame_block = ConvNeXtBlock(dim, 2 * dim, 3)
@@ -134,22 +169,34 @@ class SpectralDecoder(nn.Module):
         self.magnitude = Linear(dim, config.bins)
         self.phase = Linear(dim, config.bins)
 
-    def look_up(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes [B,K,T] -> score vectors [B,T,score_dim] and summed sound vectors [B,T,latent_dim]."""
-        latent = sum(book(codes[:, k + 1]) for k, book in enumerate(self.codebooks))
-        return self.score_codebook(codes[:, 0]), latent
+    def look_up(self, codes: Tensor) -> Latents:
+        """Codes [B,K,T] -> what they stand for; the vectors of the sound's codebooks are summed."""
+        harmony = None if self.harmony_codebook is None else self.harmony_codebook(codes[:, 1])
+        sound = codes[:, self.config.codebooks - self.config.sound_codebooks :]
+        latent = sum(book(sound[:, k]) for k, book in enumerate(self.codebooks))
+        return Latents(self.score_codebook(codes[:, 0]), harmony, latent)
 
-    def forward(self, score: Tensor, latent: Tensor) -> Tensor:
-        """Score [B,T,score_dim] and sound [B,T,latent_dim] vectors -> wave [B,1,T * samples_per_frame]."""
+    def frames(self, latents: Latents) -> Tensor:
+        """What the codes of each frame stand for -> the first block's input [B,T,decoder_dim]."""
+        x = self.from_score(latents.score) + self.from_latent(latents.sound)
+        return x if latents.harmony is None else x + self.from_harmony(latents.harmony)
+
+    def forward(self, latents: Latents) -> Tensor:
+        """What the codes of T frames stand for -> wave [B,1,T * samples_per_frame]."""
         c = self.config
-        x = self.frame_block(self.from_score(score) + self.from_latent(latent))
+        x = self.frame_block(self.frames(latents))
         x = self.spread_frames(x)
         for block in self.blocks:
             x = block(x)
         spectrum = self.spectrum(x).transpose(1, 2)
         spectrum = torch.cat([spectrum, spectrum[..., -1:]], dim=-1)
         wave = torch.istft(
-            spectrum, c.n_fft, c.hop, window=self.window, center=True, length=score.shape[1] * c.samples_per_frame
+            spectrum,
+            c.n_fft,
+            c.hop,
+            window=self.window,
+            center=True,
+            length=latents.sound.shape[1] * c.samples_per_frame,
         )
         return wave[:, None]
 
@@ -249,7 +296,7 @@ class SpectralCodec(nn.Module):
             ValueError: codes of another shape or type, or outside the codebook.
         """
         check_codes(self, codes)
-        return self.decoder(*self.decoder.look_up(codes))
+        return self.decoder(self.decoder.look_up(codes))
 
     def stream(self, batch: int = 1) -> CodecStream:
         """A decode of codes that come in chunks; the sound of a frame is final `lookahead_frames` frames later.
@@ -268,9 +315,11 @@ class SpectralCodec(nn.Module):
             FileNotFoundError: a codec that was saved without its encoder.
         """
         check_audio(self, audio)
-        score, latent = self.encoder(F.pad(audio, (0, -audio.shape[-1] % self.config.samples_per_frame)))
+        latents = self.encoder(F.pad(audio, (0, -audio.shape[-1] % self.config.samples_per_frame)))
         entries = torch.arange(self.codebook_size, device=audio.device)
-        codes = [nearest(score, self.decoder.score_codebook(entries))]
+        codes, latent = [nearest(latents.score, self.decoder.score_codebook(entries))], latents.sound
+        if self.decoder.harmony_codebook is not None:
+            codes.append(nearest(latents.harmony, self.decoder.harmony_codebook(entries)))
         for book in self.decoder.codebooks:
             codes.append(nearest(latent, book(entries)))
             latent = latent - book(codes[-1])

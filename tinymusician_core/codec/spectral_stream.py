@@ -45,8 +45,7 @@ class SpectralStream:
         d = self._decoder
         if not codes.shape[2]:
             return d.window.new_zeros(codes.shape[0], 0, d.config.decoder_dim)
-        score, latent = d.look_up(codes)
-        return d.from_score(score) + d.from_latent(latent)
+        return d.frames(d.look_up(codes))
 
     @staticmethod
     def _run(block: ConvNeXtBlock, window: Window, x: Tensor, last: bool) -> Tensor:

@@ -29,7 +29,10 @@ OPTIONS = {
     "shard": {"type": shard, "metavar": "I/N", "help": "do the I-th of N parts (default: all)"},
     "processes": {"type": int, "help": "pieces that are made at once (default %(default)d)"},
     "learning_rate": {"type": float, "help": "after the warm-up (default %(default)g)"},
-    "start_from": {"type": Path, "help": "an earlier teacher's folder, whose vocabulary may be smaller"},
+    "start_from": {
+        "type": Path,
+        "help": "an earlier teacher's folder, whose vocabulary may be smaller, or an earlier codec's model",
+    },
     "batch": {"type": int, "help": "windows a step (default %(default)d)"},
 }
 
@@ -48,11 +51,11 @@ def audio(work: Path, hours: float = 66, shard: tuple[int, int] = (1, 1), proces
     build_audio(work, hours, shard, processes)
 
 
-def codec(work: Path, minutes: float = 60, device: str = "cpu") -> None:
+def codec(work: Path, minutes: float = 60, start_from: Path | None = None, device: str = "cpu") -> None:
     """Train the spectral codec on the audio."""
     from tinymusician_core.pretrain.codec import train_codec
 
-    train_codec(work, minutes, device=device)
+    train_codec(work, minutes, device=device, start_from=start_from)
 
 
 def polish(work: Path, minutes: float = 300, device: str = "cpu") -> None:

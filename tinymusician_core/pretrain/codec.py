@@ -1,5 +1,5 @@
-"""Train the spectral codec on the rendered pieces: magnitudes at four resolutions, and a score probe on the
-first codebook."""
+"""Train the spectral codec on the rendered pieces: magnitudes at four resolutions, a probe on the first codebook that
+must tell the melody, and one on the second that must tell what accompanies it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig, SpectralDecoder, SpectralEncoder, nearest
+from tinymusician_core.codec.spectral import (
+    Latents,
+    SpectralCodec,
+    SpectralConfig,
+    SpectralDecoder,
+    SpectralEncoder,
+    nearest,
+)
 from tinymusician_core.evaluate.fidelity import MelScales
 from tinymusician_core.pretrain.accompany import DRUMS, LEAD
 from tinymusician_core.pretrain.arrange import Piece
@@ -20,22 +27,37 @@ from tinymusician_core.pretrain.quantizer import MovingCodebook
 from tinymusician_core.pretrain.render import SAMPLES_PER_FRAME
 from tinymusician_core.training import Trainer, TrainSettings
 
+CONFIG = SpectralConfig(harmony_dim=32)
 LOW_PITCH, PITCHES, CHROMA = 36, 60, 12
+CHORD = slice(3 * PITCHES, 3 * PITCHES + CHROMA)  # pitch classes of the accompaniment, in `score_targets`
+MELODY, HARMONY = 2 * PITCHES, PITCHES + 3 * CHROMA
+NOTE_WEIGHTS = (1.0, 2.0, 0.3, 1.0, 1.0, 1.0)  # of the parts of `score_targets`
 FLOAT_STEPS = 250
+STACKS = tuple(
+    [f"encoder.{part}" for part in ("blocks", "gather", "mix")]
+    + [f"decoder.{part}" for part in ("frame_block", "spread", "widen", "blocks")]
+)  # what Muon trains
 
 
 def score_targets(piece: Piece) -> np.ndarray:
-    """uint8 [frames, 2 * PITCHES + CHROMA]: the lead's sounding notes, its onsets, and the pitch classes of
-    the accompaniment."""
-    roll = np.zeros((piece.frames, 2 * PITCHES + CHROMA), np.uint8)
+    """uint8 [frames, MELODY + HARMONY]: the lead's sounding notes and its onsets; then of the accompaniment, drums left
+    out, the sounding notes, their pitch classes, those that begin, and the pitch class of the lowest."""
+    melody = np.zeros((piece.frames, 2, PITCHES), np.uint8)
+    notes = np.zeros((piece.frames, 128), np.uint8)
+    begins = np.zeros((piece.frames, CHROMA), np.uint8)
     for track in piece.tracks:
         for note in track.notes:
-            if track.role == LEAD and 0 <= note.pitch - LOW_PITCH < PITCHES:
-                roll[note.start : note.end, note.pitch - LOW_PITCH] = 1
-                roll[note.start, PITCHES + note.pitch - LOW_PITCH] = 1
+            row = note.pitch - LOW_PITCH
+            if track.role == LEAD and 0 <= row < PITCHES:
+                melody[note.start : note.end, 0, row] = 1
+                melody[note.start, 1, row] = 1
             elif track.role not in (LEAD, DRUMS):
-                roll[note.start : note.end, 2 * PITCHES + note.pitch % 12] = 1
-    return roll
+                notes[note.start : note.end, note.pitch] = 1
+                begins[note.start, note.pitch % CHROMA] = 1
+    octaves = np.pad(notes, ((0, 0), (0, -128 % CHROMA))).reshape(piece.frames, -1, CHROMA)
+    lowest = np.eye(CHROMA, dtype=np.uint8)[notes.argmax(1) % CHROMA] * notes.any(1, keepdims=True)
+    parts = [notes[:, LOW_PITCH : LOW_PITCH + PITCHES], octaves.max(1), begins, lowest]
+    return np.concatenate([melody.reshape(piece.frames, -1), *parts], axis=1)
 
 
 @dataclass
@@ -72,41 +94,48 @@ class CodecTraining(nn.Module):
         self.config = config
         self.encoder, self.decoder = SpectralEncoder(config), SpectralDecoder(config)
         self.score_book = MovingCodebook(self.decoder.score_codebook)
+        self.harmony_book = MovingCodebook(self.decoder.harmony_codebook)
         self.sound_books = nn.ModuleList(MovingCodebook(b) for b in self.decoder.codebooks)
-        self.probe = nn.Sequential(nn.Linear(config.score_dim, 192), nn.GELU(), nn.Linear(192, 2 * PITCHES + CHROMA))
+        self.probe = nn.Sequential(nn.Linear(config.score_dim, 192), nn.GELU(), nn.Linear(192, MELODY))
+        self.harmony_probe = nn.Sequential(nn.Linear(config.harmony_dim, 192), nn.GELU(), nn.Linear(192, HARMONY))
         self.scales = MelScales(config.sample_rate_hz)
+        sizes = torch.tensor([PITCHES, PITCHES, PITCHES, CHROMA, CHROMA, CHROMA])
+        weights = torch.tensor(NOTE_WEIGHTS).repeat_interleave(sizes)
+        self.register_buffer("note_weights", weights, persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def start_codebooks(self, score: Tensor, latent: Tensor, rng: torch.Generator) -> None:
-        """k-means for every codebook, each on what the ones before it left over."""
-        self.score_book.start(score.flatten(0, 1), rng)
-        rest = latent.flatten(0, 1)
+    def start_codebooks(self, latents: Latents, rng: torch.Generator) -> None:
+        """k-means for every codebook; those of the sound each on what the ones before it left over."""
+        self.score_book.start(latents.score.flatten(0, 1), rng)
+        self.harmony_book.start(latents.harmony.flatten(0, 1), rng)
+        rest = latents.sound.flatten(0, 1)
         for book in self.sound_books:
             book.start(rest, rng)
             rest = rest - book.table.weight[nearest(rest, book.table.weight)]
 
-    def quantize(self, score: Tensor, latent: Tensor, rng: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+    def quantize(self, latents: Latents, rng: torch.Generator | None) -> tuple[Latents, Tensor]:
         """Latents -> their quantized forms and the commitment loss."""
-        score, _, commit = self.score_book(score, rng)
-        total, rest = torch.zeros_like(latent), latent
+        score, _, commit = self.score_book(latents.score, rng)
+        harmony, _, cost = self.harmony_book(latents.harmony, rng)
+        total, rest, commit = torch.zeros_like(latents.sound), latents.sound, commit + cost
         for book in self.sound_books:
             rows, _, cost = book(rest, rng)
             total, rest, commit = total + rows, rest - rows, commit + cost
-        return score, latent + (total - latent).detach(), commit
+        return Latents(score, harmony, latents.sound + (total - latents.sound).detach()), commit
 
     def forward(self, audio: Tensor, target: Tensor, rng: torch.Generator | None) -> dict[str, Tensor]:
-        """Audio [B,1,N], score targets [B,T,.] -> losses. The sound never steers the score codes: they are
-        detached for it."""
-        score, latent = (x.float() for x in self.encoder(audio))
+        """Audio [B,1,N], score targets [B,T,.] -> losses. The sound never steers the codes of score and harmony: they
+        are detached for it."""
+        latents = Latents(*(x.float() for x in self.encoder(audio)))
         commit = torch.zeros(())
         if self.steps >= FLOAT_STEPS:
-            score, latent, commit = self.quantize(score, latent, rng if self.training else None)
+            latents, commit = self.quantize(latents, rng if self.training else None)
         if self.training:
             self.steps += 1
-        logits = self.probe(score).float()
-        weight = torch.cat([torch.ones(PITCHES), torch.full((PITCHES,), 2.0), torch.full((CHROMA,), 0.3)]).to(logits)
-        notes = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum(-1).mean()
-        made = self.decoder(score.detach(), latent)
+        logits = torch.cat([self.probe(latents.score), self.harmony_probe(latents.harmony)], -1).float()
+        each = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        notes = (each * self.note_weights).sum(-1).mean()
+        made = self.decoder(Latents(latents.score.detach(), latents.harmony.detach(), latents.sound))
         mel, convergence = self.scales(made, audio)
         return {
             "loss": mel + 0.5 * convergence + 0.1 * commit + 0.2 * notes,
@@ -115,11 +144,12 @@ class CodecTraining(nn.Module):
             "notes": notes,
             "commit": commit,
             "f1": note_f1(logits[..., :PITCHES], target[..., :PITCHES]),
+            "harmony_f1": note_f1(logits[..., CHORD], target[..., CHORD]),
         }
 
 
 def note_f1(logits: Tensor, target: Tensor) -> Tensor:
-    """F1 of the lead's sounding notes, frame by frame."""
+    """F1 of sounding notes, frame by frame."""
     hit = ((logits > 0) & (target > 0.5)).sum()
     return 2 * hit / ((logits > 0).sum() + (target > 0.5).sum()).clamp_min(1)
 
@@ -130,17 +160,33 @@ def finished_codec(work: Path) -> Path:
     return polished if polished.is_dir() else work / "codec" / "model"
 
 
-def train_codec(work: Path, minutes: float, pieces: int = 600, device: str = "cpu") -> None:
-    """Train (or go on training) in `work/codec` and write the codec folder `work/codec/model`."""
-    config = SpectralConfig()
+def carry_over(model: CodecTraining, folder: Path) -> None:
+    """Start from the layers of the codec in `folder` that have the same names and sizes; codebooks start afresh."""
+    earlier = SpectralCodec.from_folder(folder)
+    for own, theirs in ((model.encoder, earlier.encoder), (model.decoder, earlier.decoder)):
+        state = own.state_dict()
+        known = theirs.state_dict()
+        same = {n: v for n, v in known.items() if "codebook" not in n and n in state and v.shape == state[n].shape}
+        own.load_state_dict(state | same)
+
+
+def train_codec(
+    work: Path, minutes: float, pieces: int = 1000, device: str = "cpu", start_from: Path | None = None
+) -> None:
+    """Train (or go on training) in `work/codec` and write the codec folder `work/codec/model`; a new codec may start
+    from the layers of an earlier one's folder."""
+    config = CONFIG
     torch.manual_seed(0)
     model = CodecTraining(config)
+    if start_from is not None:
+        carry_over(model, start_from)
     settings = TrainSettings(
         learning_rate=2e-3,
         minutes=minutes,
         warm_up_steps=100,
         clip_norm=2.0,
         betas=(0.8, 0.98),
+        muon=STACKS,
         log_every=25,
         validate_every_s=240,
     )
@@ -154,8 +200,7 @@ def train_codec(work: Path, minutes: float, pieces: int = 600, device: str = "cp
         audio, target = train.batch(rng, 256 if warm else 20, 32)
         if warm:
             with torch.no_grad():
-                score, latent = model.encoder(audio.to(device))
-                model.start_codebooks(score.float(), latent.float(), rng)
+                model.start_codebooks(Latents(*(x.float() for x in model.encoder(audio.to(device)))), rng)
             audio, target = audio[:20], target[:20]
         return model(audio.to(device), target.to(device), rng)
 

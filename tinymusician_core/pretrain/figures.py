@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig
-from tinymusician_core.pretrain.codec import CodecData, CodecTraining, MelScales, finished_codec
+from tinymusician_core.codec.spectral import SpectralCodec
+from tinymusician_core.pretrain.codec import CONFIG, CodecData, CodecTraining, MelScales, finished_codec
 from tinymusician_core.pretrain.publish import averaged_teacher
 from tinymusician_core.tokens import TokenDataset
 from tinymusician_core.training import CHECKPOINT
@@ -20,7 +20,7 @@ WINDOWS, FRAMES = 48, 200
 def codec_figures(work: Path, split: str) -> dict:
     """Round trip of unseen pieces: log-mel L1 (natural log, mean of four windows), score F1 of the first codebook;
     minutes of training of the codec, and of its decoder's polishing where there was one."""
-    codec, training = SpectralCodec.from_folder(finished_codec(work)), CodecTraining(SpectralConfig())
+    codec, training = SpectralCodec.from_folder(finished_codec(work)), CodecTraining(CONFIG)
     state = _checkpoint(work / "codec")
     training.load_state_dict(state["model"])
     audio, target = CodecData.read(work, split, 200).batch(torch.Generator().manual_seed(0), WINDOWS, FRAMES)

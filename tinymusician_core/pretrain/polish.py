@@ -34,13 +34,14 @@ class PolishTraining(nn.Module):
     def __init__(self, codec: SpectralCodec) -> None:
         super().__init__()
         self.decoder, self.judges = codec.decoder, Discriminators()
-        for book in (self.decoder.score_codebook, *self.decoder.codebooks):
-            book.requires_grad_(False)
+        for table in self.decoder.modules():
+            if isinstance(table, nn.Embedding):
+                table.requires_grad_(False)
         self.scales = MelScales(codec.sample_rate_hz)
 
     def forward(self, audio: Tensor, codes: Tensor, judged: bool = True) -> dict[str, Tensor]:
         """Audio [B,1,N] and its codes [B,K,T] -> losses; those of spectra alone where nothing is `judged`."""
-        made = self.decoder(*self.decoder.look_up(codes)).float()
+        made = self.decoder(self.decoder.look_up(codes)).float()
         mel, convergence = self.scales(made, audio)
         spectral = MEL_WEIGHT * (mel + 0.5 * convergence)
         if not judged:

@@ -12,7 +12,7 @@ import torch
 from tinymusician_core.bundle import save_family
 from tinymusician_core.files import sha256_of, whole_file
 from tinymusician_core.pretrain.codec import finished_codec
-from tinymusician_core.pretrain.teacher import LONGEST_S, TeacherConfig, TeacherTraining
+from tinymusician_core.pretrain.teacher import LONGEST_S, PROBES, TeacherConfig, TeacherTraining
 from tinymusician_core.training import CHECKPOINT
 
 LICENCE = "MIT"
@@ -46,7 +46,7 @@ def averaged_teacher(work: Path) -> tuple[TeacherTraining, dict]:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "teacher" / "tokenizer")
     model = TeacherTraining(TeacherConfig(), tokenizer)
     state = torch.load(work / "teacher" / CHECKPOINT, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["average"])
+    model.load_state_dict({k: v for k, v in state["average"].items() if not k.startswith(PROBES)})
     return model.eval(), {"steps": state["step"], "minutes": round(state["elapsed_s"] / 60, 1)}
 
 

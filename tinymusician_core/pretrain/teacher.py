@@ -3,6 +3,7 @@ small T5 encoder beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +15,19 @@ from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderC
 
 from tinymusician_core.delay import delay, pattern
 from tinymusician_core.pretrain.arrange import FRAME_RATE_HZ
+from tinymusician_core.pretrain.facts import Classes, FactProbe, classes_of
 from tinymusician_core.pretrain.vocabulary import MAX_TOKENS, build_tokenizer
 from tinymusician_core.tokens import TokenDataset
 from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings
 
 IGNORED = -100
 WINDOW_S = 10.0
-LENGTHS = ((1, 0.5), (2, 0.3), (4, 0.2))  # windows of once, twice, four times the length, and the share of steps
+LENGTHS = ((0.25, 0.2), (1, 0.3), (2, 0.25), (4, 0.25))  # windows of so many times the length, and the share of steps
 LONGEST_S = WINDOW_S * max(longer for longer, _ in LENGTHS)
 STACKS = ("decoder.model.decoder.layers", "text_encoder.encoder.block", "enc_to_dec_proj")  # what Muon trains
+PROBE_WEIGHT = 0.2
+SOON = 10  # frames: a probe of the music counts half as much here as at the beginning
+PROBES = ("text_probe.", "music_probe.")
 VOCABULARY_ROWS = ("text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight")
 
 
@@ -84,15 +89,20 @@ class TeacherConfig:
 
 
 class TeacherTraining(nn.Module):
-    """Text encoder, projection and language model, and the cross-entropy of the delayed codes."""
+    """Text encoder, projection and language model, and the cross-entropy of the delayed codes; with `classes`, probes
+    of the facts too."""
 
-    def __init__(self, config: TeacherConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(
+        self, config: TeacherConfig, tokenizer: PreTrainedTokenizerFast, classes: Classes | None = None
+    ) -> None:
         super().__init__()
         self.config, self.tokenizer = config, tokenizer
         self.text_encoder = T5EncoderModel(config.text_config(len(tokenizer)))
         self.enc_to_dec_proj = nn.Linear(config.text_width, config.width)
         self.decoder = MusicgenForCausalLM(config.decoder_config())
         self.delays = pattern(config.codebooks)
+        if classes is not None:
+            self.text_probe, self.music_probe = FactProbe(config.width, classes), FactProbe(config.width, classes)
 
     def text_states(self, captions: list[str], rng: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Captions -> states [B,S,D] and mask [B,S]; with a generator, words and whole captions are dropped at
@@ -114,9 +124,15 @@ class TeacherTraining(nn.Module):
         states = states * mask[..., None] * kept[:, None, None]
         return states, mask.masked_fill(~kept[:, None], 1)
 
-    def forward(self, codes: Tensor, captions: list[str], rng: torch.Generator | None) -> dict[str, Tensor]:
-        """Codes [B,K,T] (-1 where a clip has ended) and captions -> mean cross-entropy, and that of each
-        codebook, in nats."""
+    def forward(
+        self,
+        codes: Tensor,
+        captions: list[str],
+        rng: torch.Generator | None,
+        facts: Sequence[Mapping] | None = None,
+    ) -> dict[str, Tensor]:
+        """Codes [B,K,T] (-1 where a clip has ended) and captions -> mean cross-entropy, and that of each codebook, in
+        nats; with the facts of the pieces what the probes lose too, which counts in `loss`."""
         states, mask = self.text_states(captions, rng)
         start = self.config.codebook_size
         codes = codes.to(states.device)
@@ -133,7 +149,14 @@ class TeacherTraining(nn.Module):
         ]
         weights = torch.tensor(self.config.codebook_weights)
         loss = sum(w * x for w, x in zip(weights / weights.sum(), losses, strict=True))
-        return {"loss": loss, "ce": torch.stack(losses).mean(), **{f"ce{k}": x for k, x in enumerate(losses)}}
+        probed = {}
+        if facts is not None:
+            known = (states.detach() != 0).any(-1)  # dropped captions are zeros and tell nothing
+            early = 1 / (SOON + torch.arange(target.shape[2], device=target.device))
+            probed["text_facts"] = self.text_probe(states, facts, known.float())
+            probed["music_facts"] = self.music_probe(hidden, facts, early * (target[:, 0] != IGNORED))
+            loss = loss + PROBE_WEIGHT * sum(probed.values())
+        return {"loss": loss, **probed, "ce": torch.stack(losses).mean(), **{f"ce{k}": x for k, x in enumerate(losses)}}
 
 
 def rows_by_word(
@@ -149,7 +172,8 @@ def rows_by_word(
 
 def carry_over(model: TeacherTraining, folder: Path) -> int:
     """Start a teacher from an earlier one in `folder`: the average of its weights, and of its vocabulary the words that
-    both have. Returns how many words are new, and start afresh.
+    both have. Returns how many words are new, and start afresh;
+    so do the probes.
 
     Raises:
         ValueError: no teacher in `folder`, or one of other sizes.
@@ -158,13 +182,14 @@ def carry_over(model: TeacherTraining, folder: Path) -> int:
         raise ValueError(f"{folder} holds no teacher to start from ({CHECKPOINT} and tokenizer are needed)")
     earlier = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["average"]
-    own = model.state_dict()
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(PROBES)}
+    state = {name: value for name, value in state.items() if not name.startswith(PROBES)}
     for name in VOCABULARY_ROWS:
         state[name] = rows_by_word(own[name], model.tokenizer, state[name], earlier)
     other = [n for n in own if n not in state or state[n].shape != own[n].shape]
     if other or len(state) != len(own):
         raise ValueError(f"the teacher in {folder} has other sizes than this one: {', '.join(other) or 'more weights'}")
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)
     return len(set(model.tokenizer.get_vocab()) - set(earlier.get_vocab()))
 
 
@@ -196,8 +221,13 @@ def validation(model: TeacherTraining, held_out: TokenDataset, frames: int) -> d
     """Losses on held-out windows of the usual length, and the mean cross-entropy on the longest ones (nats)."""
     model.eval()
     rng, longest = torch.Generator().manual_seed(1), max(longer for longer, _ in LENGTHS)
-    usual = [model(*held_out.batch(rng, 16, frames), None) for _ in range(3)]
-    long = [model(*held_out.batch(rng, 4, frames * longest), None) for _ in range(3)]
+
+    def losses(size: int, length: int) -> dict[str, Tensor]:
+        codes, captions, records = held_out.draw(rng, size, length)
+        return model(codes, captions, None, [record["facts"] for record in records])
+
+    usual = [losses(16, frames) for _ in range(3)]
+    long = [losses(4, round(frames * longest)) for _ in range(3)]
     means = {f"validation_{k}": sum(float(p[k]) for p in usual) / len(usual) for k in usual[0]}
     return means | {"validation_long_ce": sum(float(p["ce"]) for p in long) / len(long)}
 
@@ -213,13 +243,16 @@ def train_teacher(
     """Train (or go on training) in `work/teacher` on `work/tokens`; a new teacher may start from an earlier one's
     weights, with a fresh optimiser.
 
-    A step sees `batch` windows of WINDOW_S, or half as many of twice the length, or a quarter of four times, in the
-    shares of LENGTHS, so that the model knows the positions of long clips too and every step costs about the same.
+    A step sees `batch` windows of WINDOW_S, or fewer longer ones, or more shorter ones, in the shares of LENGTHS, so
+    that the model knows the positions of long clips, and beginnings, where the caption tells most; every step costs
+    about the same.
     """
     train, held_out = TokenDataset(work / "tokens", "train"), TokenDataset(work / "tokens", "validation")
     tokenizer = build_tokenizer(c for r in train.records for c in r["captions"])
     torch.manual_seed(0)
-    model = TeacherTraining(TeacherConfig(), tokenizer)
+    model = TeacherTraining(
+        TeacherConfig(), tokenizer, classes_of([r["facts"] for r in train.records + held_out.records])
+    )
     begin(model, work / "teacher", start_from)
     settings = TrainSettings(
         learning_rate=learning_rate,
@@ -240,7 +273,8 @@ def train_teacher(
     def loss(rng: torch.Generator, _: float) -> dict[str, Tensor]:
         model.train()
         longer = LENGTHS[int(torch.multinomial(shares, 1, generator=rng))][0]
-        return model(*train.batch(rng, max(1, batch // longer), frames * longer), rng)
+        codes, captions, records = train.draw(rng, max(1, round(batch / longer)), round(frames * longer))
+        return model(codes, captions, rng, [record["facts"] for record in records])
 
     trainer.run(
         loss,
