@@ -3,17 +3,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig, SpectralEncoder, nearest
+from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig, SpectralEncoder, count_ages, nearest
 
 SMALL = SpectralConfig(
     codebook_size=16, score_dim=4, latent_dim=6, encoder_dim=16, encoder_blocks=1, decoder_dim=16, decoder_blocks=1
 )
 
 
-@pytest.fixture(params=[0, 4], ids=["score", "score and harmony"])
+@pytest.fixture(
+    params=[{}, {"harmony_dim": 4}, {"harmony_dim": 4, "note_blocks": 1, "players_dim": 5}],
+    ids=["score", "harmony", "players"],
+)
 def codec(tmp_path, request):
     torch.manual_seed(0)
-    config = replace(SMALL, harmony_dim=request.param)
+    config = replace(SMALL, **request.param)
     made = SpectralCodec(config)
     made.save(tmp_path, SpectralEncoder(config))
     return SpectralCodec.from_folder(tmp_path)
@@ -40,7 +43,12 @@ def test_residual_codes_are_the_nearest_rows_one_after_another(codec):
     audio = torch.randn(1, 1, 1280 * 5) * 0.1
     codes = codec.encode(audio)
     latents, decoder, rest = codec.encoder(audio), codec.decoder, codec.encoder(audio).sound.double()
-    apart = [(latents.score, decoder.score_codebook), (latents.harmony, decoder.harmony_codebook)]
+    players = None if latents.players is None else latents.players.mean(1, keepdim=True).expand_as(latents.players)
+    apart = [
+        (latents.score, decoder.score_codebook),
+        (latents.harmony, decoder.harmony_codebook),
+        (players, decoder.players_codebook),
+    ]
     apart = [(x.double(), book.weight.double()) for x, book in apart if book is not None]
     assert len(apart) + len(decoder.codebooks) == codec.codebooks == 4
     for k, (x, table) in enumerate(apart):
@@ -75,3 +83,22 @@ def test_wrong_shapes_and_folders_are_refused(codec, tmp_path):
 def test_nearest_equals_the_plain_distance():
     x, table = torch.randn(3, 5, 6), torch.randn(11, 6)
     assert torch.equal(nearest(x, table), torch.cdist(x, table[None]).argmin(-1))
+
+
+def test_ages_are_counted_from_where_a_note_begins():
+    """Four ages a note: 1 to 4 is the first note, 5 to 8 the second."""
+    heard = torch.tensor([[1, 2, 2, 4, 4, 1, 3, 0, 0, 7, 6, 5], [3, 3, 3, 0, 8, 4, 1, 1, 1, 2, 2, 2]])
+    told = [[1, 2, 3, 4, 4, 1, 2, 0, 0, 5, 6, 5], [3, 4, 4, 0, 5, 1, 1, 1, 1, 2, 3, 4]]
+    assert count_ages(heard, 4).tolist() == told
+
+
+@torch.inference_mode()
+def test_a_codec_with_ages_gives_counted_codes(tmp_path):
+    torch.manual_seed(0)
+    config = replace(SMALL, note_ages=4)
+    SpectralCodec(config).save(tmp_path, SpectralEncoder(config))
+    codec, audio = SpectralCodec.from_folder(tmp_path), torch.randn(1, 1, 1280 * 20) * 0.1
+    codes = codec.encode(audio)
+    plain = nearest(codec.encoder(audio).score, codec.decoder.score_codebook.weight)
+    assert torch.equal(codes[:, 0], count_ages(plain, 4))
+    assert torch.equal(count_ages(codes[:, 0], 4), codes[:, 0])

@@ -46,8 +46,15 @@ def encodec(seed: int = 0, channels: int = 1, **sizes) -> tuple[EncodecModel, En
 
 @functools.cache
 def spectral(seed: int = 0, **sizes) -> SpectralCodec:
-    small = {"codebook_size": 64, "score_dim": 4, "harmony_dim": 4, "latent_dim": 6}
-    small |= {"decoder_dim": 16, "decoder_blocks": 2}
+    small = {
+        "codebook_size": 64,
+        "score_dim": 4,
+        "harmony_dim": 4,
+        "players_dim": 4,
+        "latent_dim": 6,
+        "oscillators": 24,
+    }
+    small |= {"decoder_dim": 16, "decoder_blocks": 2, "oscillators": 24}
     torch.manual_seed(seed)
     return scramble(SpectralCodec(SpectralConfig(**small | sizes)), seed)
 
@@ -151,7 +158,7 @@ def test_frames_may_come_one_by_one_and_each_gives_a_frame_once_the_lookahead_is
     assert lengths[late:40] == [hop] * (40 - late)
 
 
-@pytest.mark.parametrize(("codec", "late"), [(encodec()[1], 4), (spectral(decoder_blocks=5), 6)])
+@pytest.mark.parametrize(("codec", "late"), [(encodec()[1], 4), (spectral(1, decoder_blocks=5), 6)])
 def test_the_sound_depends_on_codes_as_far_ahead_as_the_codec_says_and_no_further(codec, late):
     assert codec.lookahead_frames == late
     codes = some_codes(codec, 30)

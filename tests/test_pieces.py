@@ -12,6 +12,7 @@ import torch
 from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig, SpectralEncoder
 from tinymusician_core.pretrain import encode, render
 from tinymusician_core.pretrain.__main__ import build_parser
+from tinymusician_core.pretrain.notes import AGES, NOTES, Companies, HarmonyStates, Vocabulary
 from tinymusician_core.pretrain.pieces import (
     audio_path,
     failure_path,
@@ -49,8 +50,11 @@ def work(tmp_path):
     for piece in chosen:
         soundfile.write(audio_path(tmp_path, piece), rng.normal(0, 0.1, piece.frames * 1280), 32000, subtype="PCM_16")
     config = SpectralConfig(
-        codebook_size=16,
+        codebook_size=512,
         score_dim=4,
+        harmony_dim=4,
+        players_dim=4,
+        note_ages=AGES,
         latent_dim=6,
         encoder_dim=16,
         encoder_blocks=1,
@@ -171,21 +175,41 @@ def test_shards_of_tokens_meet_in_one_set_without_the_release(work, capsys, monk
         assert all(r["bars"][-1] < p.music_frames for r, p in zip(data.records, pieces, strict=True))
     codec = SpectralCodec.from_folder(work / "codec" / "model")
     whole = codec.encode(torch.from_numpy(read_audio(work, plan[0]))[None, None])[0]
-    assert torch.equal(TokenDataset(work / "tokens", "train").clip(0), whole[:, : plan[0].music_frames])
+    clip = TokenDataset(work / "tokens", "train").clip(0)
+    assert torch.equal(clip[NOTES:], whole[NOTES:, : plan[0].music_frames])
+    written = Vocabulary.read(work / "notes.json").codes(plan[0])[:, : plan[0].music_frames]
+    assert np.array_equal(clip[:NOTES].numpy(), written), "the notes are as they were written"
 
     monkeypatch.setattr(encode, "encode_piece", None)  # all is there: nothing is encoded again
     encode.build_tokens(work)
 
 
+def test_notes_alone_are_tokens_before_anything_is_rendered(work):
+    plan = read_plan(work)
+    encode.build_tokens(work)
+    whole = {split: TokenDataset(work / "tokens", split) for split in SPLITS}
+    for piece in plan:
+        audio_path(work, piece).unlink()
+    encode.write_notes(work)
+    for split, full in whole.items():
+        data = TokenDataset(work / "tokens", split)
+        assert data.records == full.records
+        assert torch.equal(data.codes[:NOTES], full.codes[:NOTES])
+        assert (data.codes[NOTES:] == -1).all()
+
+
 def test_another_codec_gives_other_tokens_but_a_polished_decoder_does_not(work):
     codec = SpectralCodec.from_folder(work / "codec" / "model")
-    first = encode.meaning_of(codec)
+    known = Vocabulary(HarmonyStates(((), (97,))), Companies(((0,),)))
+    first = encode.meaning_of(codec, known)
     with torch.no_grad():
         codec.decoder.from_score.weight.add_(1.0)
-    assert encode.meaning_of(codec) == first
+    assert encode.meaning_of(codec, known) == first
     with torch.no_grad():
         codec.decoder.score_codebook.weight.add_(1.0)
-    assert encode.meaning_of(codec) != first
+    changed = encode.meaning_of(codec, known)
+    assert changed != first
+    assert encode.meaning_of(codec, replace(known, players=Companies(((1,),)))) != changed
 
 
 def test_tokens_of_pieces_that_were_not_rendered_are_refused(work):

@@ -24,7 +24,9 @@ FRAME = 1280
 def small_codec():
     torch.manual_seed(0)
     sizes = {"encoder_dim": 16, "decoder_dim": 16, "encoder_blocks": 1, "decoder_blocks": 1}
-    config = SpectralConfig(codebook_size=8, score_dim=4, latent_dim=6, **sizes)
+    config = SpectralConfig(
+        codebook_size=512, score_dim=4, harmony_dim=4, players_dim=4, latent_dim=6, note_ages=8, note_blocks=1, **sizes
+    )
     return SpectralCodec(config), SpectralEncoder(config)
 
 
@@ -73,23 +75,34 @@ def test_judges_learn_to_tell_noise_from_a_tone(judges):
 
 def test_each_side_gets_the_gradient_of_its_own_loss():
     codec, encoder = small_codec()
-    model, audio = PolishTraining(codec), sound(6)
     codec._encoder = encoder
+    model, audio, notes = PolishTraining(codec), sound(6), torch.zeros(2, 3, 6, dtype=torch.long)
     codes = codec.encode(audio).clone()
-    losses = model(audio, codes)
+    losses = model(audio, codes, notes)
     losses["loss"].backward()
     judges_grad = [p.grad.clone() for p in model.judges.parameters()]
     decoder_grad = codec.decoder.widen.weight.grad.clone()
     model.zero_grad()
-    model(audio, codes)["judged"].backward()
+    model(audio, codes, notes)["judged"].backward()
     assert codec.decoder.widen.weight.grad is None
     for grad, parameter in zip(judges_grad, model.judges.parameters(), strict=True):
         torch.testing.assert_close(grad, parameter.grad)
     model.zero_grad()
-    again = model(audio, codes)
+    again = model(audio, codes, notes)
     (again["loss"] - again["judged"]).backward()
     torch.testing.assert_close(decoder_grad, codec.decoder.widen.weight.grad)
     assert codec.decoder.score_codebook.weight.grad is None
+
+
+def test_only_what_hears_notes_learns_of_the_encoder():
+    codec, encoder = small_codec()
+    codec._encoder = encoder
+    model, notes = PolishTraining(codec), torch.ones(2, 3, 6, dtype=torch.long)
+    losses = model(sound(6), torch.zeros(2, 4, 6, dtype=torch.long), notes, judged=False)
+    (losses["melody"] + losses["harmony"] + losses["players"]).backward()
+    learns = {name for name, p in encoder.named_parameters() if p.grad is not None}
+    assert {name.split(".")[0] for name in learns} == set(polish.HEARING)
+    assert all(p.grad is None for p in codec.decoder.parameters())
 
 
 @pytest.fixture
@@ -112,7 +125,15 @@ def work(tmp_path):
     return tmp_path
 
 
-def test_polishing_changes_the_sound_and_not_one_code(work, monkeypatch):
+def test_a_codec_without_oscillators_gets_silent_ones(work):
+    plain, richer = SpectralCodec.from_folder(work / "codec" / "model"), polish.to_polish(work / "codec" / "model")
+    codes = torch.randint(0, 512, (1, 4, 8))
+    assert plain.decoder.oscillators is None
+    assert richer.config.oscillators > 0
+    assert torch.equal(plain.decode(codes), richer.decode(codes))
+
+
+def test_polishing_changes_the_sound_and_no_code_of_it(work, monkeypatch):
     class Few(polish.TrainSettings):
         def __init__(self, minutes, **settings):
             super().__init__(steps=4, **settings)
@@ -122,6 +143,8 @@ def test_polishing_changes_the_sound_and_not_one_code(work, monkeypatch):
     before, after = (SpectralCodec.from_folder(work / part / "model") for part in ("codec", "polish"))
     audio = sound(40, batch=1)
     codes = before.encode(audio)
-    assert torch.equal(codes, after.encode(audio))
+    assert torch.equal(codes[:, 3:], after.encode(audio)[:, 3:])
+    with torch.inference_mode():
+        assert not torch.equal(before.encoder(audio).score, after.encoder(audio).score), "it hears notes otherwise"
     assert not torch.equal(before.decode(codes), after.decode(codes))
     assert (work / "polish" / "log.jsonl").exists()

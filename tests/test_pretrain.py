@@ -14,15 +14,8 @@ from tinymusician_core.pretrain import arrange as arranging
 from tinymusician_core.pretrain import captions as captioning
 from tinymusician_core.pretrain.accompany import INSTRUMENTS, LEAD
 from tinymusician_core.pretrain.arrange import arrange
-from tinymusician_core.pretrain.codec import (
-    HARMONY,
-    LOW_PITCH,
-    MELODY,
-    PITCHES,
-    CodecTraining,
-    MelScales,
-    score_targets,
-)
+from tinymusician_core.pretrain.codec import CodecTraining, MelScales, NoteBook
+from tinymusician_core.pretrain.notes import Companies
 from tinymusician_core.pretrain.pieces import audio_path
 from tinymusician_core.pretrain.quantizer import MovingCodebook
 from tinymusician_core.pretrain.render import events_of, level, render_batch, write_midi
@@ -219,13 +212,33 @@ def test_level_is_one_and_silence_is_refused():
         level(np.zeros(10))
 
 
-def test_score_targets_mark_notes_and_onsets(pieces):
-    piece = pieces[0]
-    roll = score_targets(piece)
-    first = piece.tracks[0].notes[0]
-    assert roll.shape[0] == piece.frames
-    assert roll[first.start : first.end, first.pitch - LOW_PITCH].all()
-    assert roll[:, PITCHES : 2 * PITCHES].sum() == len(piece.tracks[0].notes)
+def test_a_note_book_learns_to_tell_entries_apart_but_not_those_of_one_group():
+    torch.manual_seed(0)
+    groups, target = torch.tensor([0, 1, 1, 2]), torch.randint(4, (2, 50))
+    book, vectors = NoteBook(torch.nn.Embedding(4, 3), groups), torch.nn.Parameter(torch.randn(4, 3))
+    optimizer = torch.optim.Adam([vectors, book.table.weight], 0.1)
+    costs = []
+    for _ in range(100):
+        heard, cost, right = book(vectors[groups[target]], target)
+        optimizer.zero_grad()
+        cost.backward()
+        optimizer.step()
+        costs.append(cost.item())
+    assert costs[-1] < 0.05 < costs[0]
+    assert right == 1
+    assert torch.equal(groups[heard], groups[target])
+
+
+def test_the_loss_of_a_note_book_is_that_of_its_definition():
+    book = NoteBook(torch.nn.Embedding(4, 3), torch.tensor([0, 1, 1, 2]))
+    x, target = torch.randn(1, 5, 3), torch.tensor([[0, 1, 2, 3, 1]])
+    distance = (x[0, :, None] - book.table.weight).square().sum(-1)
+    shares = (-distance).softmax(-1)
+    right = [shares[0, 0], *(shares[i, 1:3].sum() for i in (1, 2)), shares[3, 3], shares[4, 1:3].sum()]
+    expected = -torch.stack(right).log().mean()
+    heard, loss, _ = book(x, target)
+    torch.testing.assert_close(loss, expected)
+    assert heard[0].tolist() == distance.argmin(-1).tolist()
 
 
 def test_a_moving_codebook_finds_clusters_and_revives_dead_entries():
@@ -255,14 +268,16 @@ def test_mel_distance_is_zero_at_identity_and_grows_with_noise():
 
 
 def test_the_sound_does_not_steer_the_score_codes(small_codec):
-    audio, target = torch.randn(2, 1, 1280 * 8) * 0.1, torch.zeros(2, 8, MELODY + HARMONY)
-    losses = small_codec(audio, target, torch.Generator())
+    audio, notes = torch.randn(2, 1, 1280 * 8) * 0.1, torch.zeros(2, 3, 8, dtype=torch.long)
+    losses = small_codec(audio, notes, torch.Generator())
     (losses["mel"] + losses["convergence"]).backward()
     assert small_codec.encoder.to_score.weight.grad is None
     assert small_codec.encoder.to_harmony.weight.grad is None
+    assert small_codec.encoder.to_players.weight.grad is None
     assert small_codec.encoder.to_latent.weight.grad.abs().sum() > 0
     assert small_codec.decoder.from_score.weight.grad.abs().sum() > 0
     assert small_codec.decoder.from_harmony.weight.grad.abs().sum() > 0
+    assert small_codec.decoder.from_players.weight.grad.abs().sum() > 0
 
 
 @pytest.fixture
@@ -274,10 +289,14 @@ def small_codec():
             codebook_size=16,
             score_dim=4,
             harmony_dim=4,
+            players_dim=4,
+            note_blocks=1,
+            note_ages=8,
             latent_dim=6,
             encoder_dim=16,
             encoder_blocks=1,
             decoder_dim=16,
             decoder_blocks=1,
-        )
+        ),
+        Companies(((0,), (73,))),
     )

@@ -1,10 +1,9 @@
 """The demo family's codec: log-magnitude spectrum -> four codes a frame -> complex spectrum -> wave.
 
 In the manner of Vocos (Siuzdak 2023, arXiv 2306.00814): ConvNeXt blocks on STFT frames and an inverse STFT
-instead of transposed convolutions. The first codebook holds the score (a probe on it must tell the notes, as Mimi's
-first codebook holds the words: Defossez et al. 2024, arXiv 2410.00037); where the codec has one for harmony, the second
-holds what accompanies the melody, told by a probe as well; the others are a residual quantizer for everything else. All
-are added.
+instead of transposed convolutions, beside oscillators for what is held. The first codebook holds the score, as Mimi's
+first codebook holds the words (Defossez et al. 2024, arXiv 2410.00037); where the codec has them, the second holds what
+accompanies the melody and the third who plays; the others are a residual quantizer for everything else. All are added.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 
 from ..onednn import Linear
 from . import check_audio, check_codes
+from .oscillators import Oscillators
 from .pitch import PitchSpectrum
 from .spectral_stream import SpectralStream
 from .stream import CodecStream, lookahead
@@ -35,7 +35,10 @@ class SpectralConfig:
     """Sizes of the codec. `stride` STFT hops make one code frame: 32000 / (320 * 4) = 25 frames a second.
 
     With a `harmony_dim` above 0 the second codebook is for harmony, and the encoder also sees a spectrum of `pitch_fft`
-    samples, long enough to tell low notes apart.
+    samples, long enough to tell low notes apart. `note_blocks` give score and harmony a wider view than the sound has.
+    With `note_ages` above 0 the first codebook has an entry for every note and the frames that it has lasted
+    (`count_ages`). With a `players_dim` above 0 the codebook after that of harmony says who plays, the same in all
+    frames of what is encoded. `oscillators` are sinusoids that the decoder lets run through held notes.
     """
 
     sample_rate_hz: int = 32000
@@ -46,12 +49,16 @@ class SpectralConfig:
     codebook_size: int = 512
     score_dim: int = 32
     harmony_dim: int = 0
+    note_blocks: int = 0
+    note_ages: int = 0
+    players_dim: int = 0
     pitch_fft: int = 8192
     latent_dim: int = 48
     encoder_dim: int = 192
     encoder_blocks: int = 3
     decoder_dim: int = 256
     decoder_blocks: int = 5
+    oscillators: int = 0
 
     @property
     def bins(self) -> int:
@@ -63,15 +70,16 @@ class SpectralConfig:
 
     @property
     def sound_codebooks(self) -> int:
-        return self.codebooks - (2 if self.harmony_dim else 1)
+        return self.codebooks - 1 - (self.harmony_dim > 0) - (self.players_dim > 0)
 
 
 class Latents(NamedTuple):
-    """What a frame's codes stand for: score [B,T,score_dim], harmony [B,T,harmony_dim] (None where the codec has no
-    codebook for it) and sound [B,T,latent_dim]."""
+    """What a frame's codes stand for: score [B,T,score_dim], harmony [B,T,harmony_dim] and players [B,T,players_dim]
+    (None where the codec has no codebook for them), and sound [B,T,latent_dim]."""
 
     score: Tensor
     harmony: Tensor | None
+    players: Tensor | None
     sound: Tensor
 
 
@@ -106,7 +114,7 @@ class SpectralEncoder(nn.Module):
     """Wave [B,1,N] -> what a frame's codes are to stand for.
 
     Its view is about two frames either side, so that a note gives much the same codes whatever stands around it;
-    where it hears harmony, its pitch spectrum reaches as far again.
+    where it hears harmony, its pitch spectrum reaches as far again, and `note_blocks` reach further.
     """
 
     def __init__(self, config: SpectralConfig) -> None:
@@ -119,6 +127,9 @@ class SpectralEncoder(nn.Module):
         self.gather = Linear(config.stride * dim, dim)
         self.mix = ConvNeXtBlock(dim, 2 * dim, 3)
         self.norm = nn.LayerNorm(dim)
+        self.note_blocks = nn.ModuleList(ConvNeXtBlock(dim, 2 * dim, 5) for _ in range(config.note_blocks))
+        if config.note_blocks:
+            self.note_norm = nn.LayerNorm(dim)
         self.to_score = Linear(dim, config.score_dim)
         self.to_latent = Linear(dim, config.latent_dim)
         self.pitches = None
@@ -126,8 +137,15 @@ class SpectralEncoder(nn.Module):
             self.pitches = PitchSpectrum(config.sample_rate_hz, config.pitch_fft, config.samples_per_frame)
             self.from_pitches = Linear(self.pitches.bins, dim)
             self.to_harmony = Linear(dim, config.harmony_dim)
+        if config.players_dim:
+            self.to_players = Linear(dim, config.players_dim)
 
     def forward(self, audio: Tensor) -> Latents:
+        x = self.frames(audio)
+        return Latents(*self.notes(x), self.to_latent(self.norm(x)))
+
+    def frames(self, audio: Tensor) -> Tensor:
+        """Wave [B,1,N] -> what is seen of each code frame [B,T,encoder_dim], for notes and sound alike."""
         c = self.config
         spectrum = torch.stft(audio[:, 0], c.n_fft, c.hop, window=self.window, center=True, return_complex=True)
         frames = audio.shape[-1] // c.samples_per_frame
@@ -138,8 +156,15 @@ class SpectralEncoder(nn.Module):
         x = self.gather(x.reshape(x.shape[0], frames, -1))
         if self.pitches is not None:
             x = x + self.from_pitches(self.pitches(audio[:, 0]) / 4 + 1)
-        x = self.norm(self.mix(x))
-        return Latents(self.to_score(x), None if self.pitches is None else self.to_harmony(x), self.to_latent(x))
+        return self.mix(x)
+
+    def notes(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`frames` -> what stands for the score, and for harmony and players where the codec has codebooks for them."""
+        for block in self.note_blocks:
+            x = block(x)
+        x = self.note_norm(x) if self.config.note_blocks else self.norm(x)
+        harmony = self.to_harmony(x) if self.config.harmony_dim else None
+        return self.to_score(x), harmony, self.to_players(x) if self.config.players_dim else None
 
 
 class SpectralDecoder(nn.Module):
@@ -159,6 +184,10 @@ class SpectralDecoder(nn.Module):
         if config.harmony_dim:
             self.harmony_codebook = nn.Embedding(config.codebook_size, config.harmony_dim)
             self.from_harmony = Linear(config.harmony_dim, dim)
+        self.players_codebook = None
+        if config.players_dim:
+            self.players_codebook = nn.Embedding(config.codebook_size, config.players_dim)
+            self.from_players = Linear(config.players_dim, dim)
         self.from_score = Linear(config.score_dim, dim)
         self.from_latent = Linear(config.latent_dim, dim)
         self.frame_block = ConvNeXtBlock(dim, 2 * dim, 3)
@@ -168,18 +197,25 @@ class SpectralDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.magnitude = Linear(dim, config.bins)
         self.phase = Linear(dim, config.bins)
+        self.oscillators = None
+        if config.oscillators:
+            sizes = (config.oscillators, config.sample_rate_hz, config.n_fft, config.hop)
+            self.oscillators = Oscillators(dim, *sizes)
 
     def look_up(self, codes: Tensor) -> Latents:
         """Codes [B,K,T] -> what they stand for; the vectors of the sound's codebooks are summed."""
-        harmony = None if self.harmony_codebook is None else self.harmony_codebook(codes[:, 1])
-        sound = codes[:, self.config.codebooks - self.config.sound_codebooks :]
-        latent = sum(book(sound[:, k]) for k, book in enumerate(self.codebooks))
-        return Latents(self.score_codebook(codes[:, 0]), harmony, latent)
+        places = iter(codes.unbind(1))
+        score = self.score_codebook(next(places))
+        harmony = None if self.harmony_codebook is None else self.harmony_codebook(next(places))
+        players = None if self.players_codebook is None else self.players_codebook(next(places))
+        return Latents(score, harmony, players, sum(book(c) for book, c in zip(self.codebooks, places, strict=True)))
 
     def frames(self, latents: Latents) -> Tensor:
         """What the codes of each frame stand for -> the first block's input [B,T,decoder_dim]."""
         x = self.from_score(latents.score) + self.from_latent(latents.sound)
-        return x if latents.harmony is None else x + self.from_harmony(latents.harmony)
+        if latents.harmony is not None:
+            x = x + self.from_harmony(latents.harmony)
+        return x if latents.players is None else x + self.from_players(latents.players)
 
     def forward(self, latents: Latents) -> Tensor:
         """What the codes of T frames stand for -> wave [B,1,T * samples_per_frame]."""
@@ -204,11 +240,12 @@ class SpectralDecoder(nn.Module):
         """Frames [B,t,D] -> STFT hops [B,t * stride,D]."""
         return self.widen(self.spread(x).reshape(x.shape[0], x.shape[1] * self.config.stride, -1))
 
-    def spectrum(self, x: Tensor) -> Tensor:
-        """What the last block gave [...,D] -> complex STFT columns [...,bins]."""
+    def spectrum(self, x: Tensor, first: int = 0) -> Tensor:
+        """What the last block gave [B,t,D] -> complex STFT columns [B,t,bins], from number `first` of the sound on."""
         x = self.norm(x)
         magnitude = self.magnitude(x).float().clamp(max=MAX_LOG_MAGNITUDE).exp()
-        return torch.polar(magnitude, self.phase(x).float())
+        columns = torch.polar(magnitude, self.phase(x).float())
+        return columns if self.oscillators is None else columns + self.oscillators(x, first)
 
 
 class SpectralCodec(nn.Module):
@@ -317,9 +354,13 @@ class SpectralCodec(nn.Module):
         check_audio(self, audio)
         latents = self.encoder(F.pad(audio, (0, -audio.shape[-1] % self.config.samples_per_frame)))
         entries = torch.arange(self.codebook_size, device=audio.device)
-        codes, latent = [nearest(latents.score, self.decoder.score_codebook(entries))], latents.sound
+        score, latent = nearest(latents.score, self.decoder.score_codebook(entries)), latents.sound
+        codes = [count_ages(score, self.config.note_ages) if self.config.note_ages else score]
         if self.decoder.harmony_codebook is not None:
             codes.append(nearest(latents.harmony, self.decoder.harmony_codebook(entries)))
+        if self.decoder.players_codebook is not None:
+            mean = latents.players.mean(1, keepdim=True)
+            codes.append(nearest(mean, self.decoder.players_codebook(entries)).expand_as(score))
         for book in self.decoder.codebooks:
             codes.append(nearest(latent, book(entries)))
             latent = latent - book(codes[-1])
@@ -330,3 +371,17 @@ def nearest(x: Tensor, codebook: Tensor) -> Tensor:
     """Index [...] of the codebook row [V,D] nearest to each vector of x [...,D] in Euclidean distance."""
     distance = codebook.pow(2).sum(1) - 2 * x @ codebook.t()
     return distance.argmin(-1)
+
+
+def count_ages(codes: Tensor, ages: int) -> Tensor:
+    """Codes of melody [B,T] with the frames that each note has lasted counted from where it begins.
+
+    A code is 0 for rest, else 1 + ages * note + age; sound tells when a note begins, but not how long ago it began.
+    """
+    note, age = torch.where(codes > 0, (codes - 1) // ages, -1), torch.where(codes > 0, (codes - 1) % ages, 0)
+    frame = torch.arange(codes.shape[1], device=codes.device).expand_as(codes)
+    begins = (age == 0) | (note != note.roll(1, dims=1))
+    start = torch.where(begins, frame, -ages)
+    start[:, 0] = -age[:, 0]
+    since = frame - start.cummax(dim=1).values
+    return torch.where(codes > 0, 1 + ages * note + since.clamp(max=ages - 1), 0)

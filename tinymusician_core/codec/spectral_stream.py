@@ -30,7 +30,9 @@ class SpectralStream:
             x = d.spread_frames(x)
         for block, window in zip(d.blocks, self._windows, strict=True):
             x = self._run(block, window, x, last)
-        wave = self._wave.push(d.spectrum(x), last) if x.shape[1] else x.new_zeros(codes.shape[0], 0)
+        if not x.shape[1]:
+            return x.new_zeros(codes.shape[0], 1, 0)
+        wave = self._wave.push(d.spectrum(x, self._wave.columns), last)
         return wave.unsqueeze(1)
 
     def ready(self, frames: int) -> int:
@@ -63,18 +65,18 @@ class InverseStft:
     def __init__(self, n_fft: int, hop: int, window: Tensor):
         self._n_fft, self._hop, self._window = n_fft, hop, window
         self._waves, self._weights = OverlapAdd(hop), OverlapAdd(hop)
-        self._columns = self._given = 0
+        self.columns = self._given = 0
 
     def push(self, spectrum: Tensor, last: bool) -> Tensor:
         """Complex columns [B,t,bins] -> the samples [B,n] that are final now; `hop` a column in all."""
-        self._columns += spectrum.shape[1]
+        self.columns += spectrum.shape[1]
         if last:
             spectrum = torch.cat([spectrum, spectrum[:, -1:]], dim=1)
         pieces = torch.fft.irfft(spectrum, self._n_fft) * self._window
         squares = self._window.square().expand(1, pieces.shape[1], -1)
         waves, weights = self._waves.push(pieces, last), self._weights.push(squares, last)
         begin = max(0, self._n_fft // 2 - self._given)
-        end = self._columns * self._hop + self._n_fft // 2 - self._given if last else waves.shape[1]
+        end = self.columns * self._hop + self._n_fft // 2 - self._given if last else waves.shape[1]
         self._given += waves.shape[1]
         return waves[:, begin:end] / weights[:, begin:end]
 

@@ -59,10 +59,17 @@ def codec(work: Path, minutes: float = 60, start_from: Path | None = None, devic
 
 
 def polish(work: Path, minutes: float = 300, device: str = "cpu") -> None:
-    """Train the codec's decoder on against discriminators; codes keep their meaning."""
+    """Train the codec's decoder on against discriminators, and its ear for notes; codes keep their meaning."""
     from tinymusician_core.pretrain.polish import polish_codec
 
     polish_codec(work, minutes, device=device)
+
+
+def notes(work: Path) -> None:
+    """Write the notes alone as tokens, which a teacher can begin with before there is any audio."""
+    from tinymusician_core.pretrain.encode import write_notes
+
+    write_notes(work)
 
 
 def tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu") -> None:
@@ -131,6 +138,7 @@ def manifest(assets: Path) -> None:
 STAGES = (
     scores,
     audio,
+    notes,
     codec,
     polish,
     tokens,

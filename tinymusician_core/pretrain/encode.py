@@ -1,10 +1,10 @@
-"""Rendered pieces -> codec tokens with captions, a split a file."""
+"""Rendered pieces -> codec tokens with captions, a split a file: notes as they are written, sound as it is encoded."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,26 +15,32 @@ from tinymusician_core.codec.spectral import SpectralCodec
 from tinymusician_core.files import whole_file
 from tinymusician_core.pretrain.arrange import Piece
 from tinymusician_core.pretrain.captions import captions
+from tinymusician_core.pretrain.codec import CONFIG
+from tinymusician_core.pretrain.notes import NOTES, Vocabulary, vocabulary
 from tinymusician_core.pretrain.pieces import audio_path, failure_path, of_shard, read_audio, read_plan
 from tinymusician_core.tokens import SPLITS, write_tokens
 
 EVERY = 100
 
 
-def meaning_of(codec: SpectralCodec) -> str:
-    """8 hexadecimal digits that change when the codes that the codec gives change: a hash of encoder and codebooks."""
+def meaning_of(codec: SpectralCodec, known: Vocabulary) -> str:
+    """8 hexadecimal digits that change when what the codes stand for changes: a hash of encoder, codebooks and
+    vocabulary."""
     digest = hashlib.sha256()
     tables = {k: v for k, v in codec.decoder.state_dict().items() if "codebook" in k}
     for name, tensor in sorted({**codec.encoder.state_dict(), **tables}.items()):
         digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    digest.update(repr(known).encode())
     return digest.hexdigest()[:8]
 
 
 @torch.no_grad()
-def encode_piece(codec: SpectralCodec, work: Path, piece: Piece, device: str) -> np.ndarray:
+def encode_piece(codec: SpectralCodec, known: Vocabulary, work: Path, piece: Piece, device: str) -> np.ndarray:
     """Codes int16 [K,T] of a piece up to the end of its last bar: what dies away after it is left out."""
     audio = torch.from_numpy(read_audio(work, piece))[None, None].to(device)
-    return codec.encode(audio)[0, :, : piece.music_frames].cpu().numpy().astype(np.int16)
+    codes = codec.encode(audio)[0].cpu().numpy()
+    codes[:NOTES] = known.codes(piece)
+    return codes[:, : piece.music_frames].astype(np.int16)
 
 
 def record_of(piece: Piece) -> dict:
@@ -46,7 +52,7 @@ def record_of(piece: Piece) -> dict:
     }
 
 
-def merge(work: Path, folder: Path, pieces: Sequence[Piece]) -> None:
+def merge(work: Path, pieces: Sequence[Piece], codes_of: Callable[[Piece], np.ndarray]) -> None:
     """Write `work/tokens` from the codes of every piece.
 
     Raises:
@@ -56,9 +62,23 @@ def merge(work: Path, folder: Path, pieces: Sequence[Piece]) -> None:
         chosen = [p for p in pieces if p.split == split]
         if not chosen:
             raise ValueError(f"there are no pieces for {split} among {len(pieces)}; plan more hours")
-        clips = [torch.from_numpy(np.load(folder / f"{p.id}.npy")) for p in chosen]
+        clips = [torch.from_numpy(codes_of(p)) for p in chosen]
         write_tokens(work / "tokens", split, clips, [record_of(p) for p in chosen])
         print(f"tokens: {len(chosen)} pieces for {split}", flush=True)
+
+
+def write_notes(work: Path) -> None:
+    """Write `work/tokens` of every planned piece, rendered or not, with the codes of the notes alone and -1 for those
+    of the sound: enough for a teacher to begin with."""
+    plan = read_plan(work)
+    known = vocabulary(work, plan, CONFIG.codebook_size)
+
+    def codes_of(piece: Piece) -> np.ndarray:
+        codes = np.full((CONFIG.codebooks, piece.music_frames), -1, np.int16)
+        codes[:NOTES] = known.codes(piece)[:, : piece.music_frames]
+        return codes
+
+    merge(work, plan, codes_of)
 
 
 def build_tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu") -> None:
@@ -71,9 +91,11 @@ def build_tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu
     codec = SpectralCodec.from_folder(work / "codec" / "model")
     codec.encoder.to(device)
     codec.to(device)
-    folder = work / "codes" / meaning_of(codec)
+    plan = read_plan(work)
+    known = vocabulary(work, plan, codec.codebook_size)
+    folder = work / "codes" / meaning_of(codec, known)
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = [p for p in read_plan(work) if not failure_path(work, p).exists()]
+    pieces = [p for p in plan if not failure_path(work, p).exists()]
     mine = of_shard(pieces, shard)
     unheard = sum(not audio_path(work, p).exists() for p in mine)
     if unheard:
@@ -82,7 +104,7 @@ def build_tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu
     name, began = f"tokens {shard[0]}/{shard[1]}", time.monotonic()
     for done, piece in enumerate(missing, 1):
         with whole_file(folder / f"{piece.id}.npy") as partial:
-            np.save(partial, encode_piece(codec, work, piece, device))
+            np.save(partial, encode_piece(codec, known, work, piece, device))
         if done % EVERY == 0:
             left_s = (time.monotonic() - began) / done * (len(missing) - done)
             print(f"{name}: {done}/{len(missing)} pieces, {left_s:.0f} s to go", flush=True)
@@ -90,4 +112,4 @@ def build_tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu
     if left:
         print(f"{name}: done; {left} pieces are left to other shards, the last of which writes the tokens", flush=True)
     else:
-        merge(work, folder, pieces)
+        merge(work, pieces, lambda piece: np.load(folder / f"{piece.id}.npy"))

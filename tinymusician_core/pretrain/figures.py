@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from tinymusician_core.codec.spectral import SpectralCodec
-from tinymusician_core.pretrain.codec import CONFIG, CodecData, CodecTraining, MelScales, finished_codec
+from tinymusician_core.pretrain.codec import CodecData, MelScales, finished_codec
+from tinymusician_core.pretrain.notes import AGES
 from tinymusician_core.pretrain.publish import averaged_teacher
 from tinymusician_core.tokens import TokenDataset
 from tinymusician_core.training import CHECKPOINT
@@ -18,18 +19,21 @@ WINDOWS, FRAMES = 48, 200
 
 @torch.no_grad()
 def codec_figures(work: Path, split: str) -> dict:
-    """Round trip of unseen pieces: log-mel L1 (natural log, mean of four windows), score F1 of the first codebook;
+    """Round trip of unseen pieces: log-mel L1 (natural log, mean of four windows); the share of frames whose melody,
+    accompaniment and players the encoder hears right;
     minutes of training of the codec, and of its decoder's polishing where there was one."""
-    codec, training = SpectralCodec.from_folder(finished_codec(work)), CodecTraining(CONFIG)
-    state = _checkpoint(work / "codec")
-    training.load_state_dict(state["model"])
-    audio, target = CodecData.read(work, split, 200).batch(torch.Generator().manual_seed(0), WINDOWS, FRAMES)
+    codec = SpectralCodec.from_folder(finished_codec(work))
+    audio, notes = CodecData.read(work, split, 200).batch(torch.Generator().manual_seed(0), WINDOWS, FRAMES)
     polished = _checkpoint(work / "polish") if (work / "polish" / CHECKPOINT).exists() else {"elapsed_s": 0.0}
+    codes = codec.encode(audio)
+    pitches = [(c - 1).div(AGES, rounding_mode="floor") for c in (codes[:, 0], notes[:, 0])]
     return {
-        "log_mel_l1": float(MelScales(codec.sample_rate_hz)(codec.decode(codec.encode(audio)), audio)[0]),
-        "score_f1": float(training.eval()(audio, target, None)["f1"]),
+        "log_mel_l1": float(MelScales(codec.sample_rate_hz)(codec.decode(codes), audio)[0]),
+        "melody_pitch_right": float((pitches[0] == pitches[1]).float().mean()),
+        "harmony_right": float((codes[:, 1] == notes[:, 1]).float().mean()),
+        "players_right": float((codes[:, 2] == notes[:, 2]).float().mean()),
         "windows": WINDOWS,
-        "minutes": state["elapsed_s"] / 60,
+        "minutes": _checkpoint(work / "codec")["elapsed_s"] / 60,
         "polish_minutes": polished["elapsed_s"] / 60,
     }
 

@@ -109,8 +109,12 @@ class _Maker:
         part = self.piece(window.piece)[first : first + self.frames * self.per_frame]
         return Waveform(part[None], self.codec.sample_rate_hz)
 
+    def written(self, window: Window) -> torch.Tensor:
+        """Its tokens [K,T] in the token dataset: the notes as they are written, as models are trained on them."""
+        return self.data.clip(window.piece)[:, window.start : window.start + self.frames]
+
     def codes(self, window: Window) -> torch.Tensor:
-        """Its tokens [K,T], encoded with all that stands around it, as in training."""
+        """Its tokens [K,T] as the codec hears them, encoded with all that stands around it."""
         whole = self.codec.encode(torch.from_numpy(self.piece(window.piece))[None, None])[0]
         return whole[:, window.start : window.start + self.frames]
 
@@ -168,8 +172,8 @@ def _write_real(maker: _Maker, windows: list[Window], folder: Path) -> None:
     codes, records = [], []
     for window in _told("real windows", windows):
         records.append(maker.record(window))
-        codes.append(maker.codes(window))
-        sound, decoded = maker.sound(window), maker.decoded(codes[-1])
+        codes.append(maker.written(window))
+        sound, decoded = maker.sound(window), maker.decoded(maker.codes(window))
         prompt = records[-1]["captions"][0]
         real.append(maker.jury.judge(sound, prompt).as_record())
         cost = fidelity(decoded.audio, sound.audio, sound.sample_rate_hz)

@@ -1,69 +1,85 @@
-"""Polish the codec's decoder on the rendered pieces, first by spectra alone, then with adversarial and feature losses;
-encoder and codebooks stay, so every code keeps its meaning and no token has to be made anew."""
+"""Polish the codec on the rendered pieces: its decoder, first by spectra alone, then with adversarial and feature
+losses, and how well its encoder hears notes. Codebooks and what the encoder makes of the sound stay, so every code
+keeps its meaning and no token has to be made anew."""
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from tinymusician_core.codec.spectral import SpectralCodec
-from tinymusician_core.pretrain.codec import CodecData, MelScales
+from tinymusician_core.codec.spectral import Latents, SpectralCodec
+from tinymusician_core.pretrain.codec import CONFIG, TOLD_SHARE, CodecData, NoteBooks, SoundDistance
 from tinymusician_core.pretrain.discriminator import (
     Discriminators,
     feature_distance,
     passing_for_real,
     telling_apart,
 )
+from tinymusician_core.pretrain.notes import NOTES
 from tinymusician_core.training import Trainer, TrainSettings
 
 FRAMES = 32
-MEL_WEIGHT, FEATURE_WEIGHT = 10.0, 2.0
-JUDGED_FROM = 0.5  # the share of the budget after which the discriminators take part
+# The parts of the encoder that nothing but the notes goes through.
+HEARING = ("note_blocks", "note_norm", "to_score", "to_harmony", "to_players")
+SOUND_WEIGHT, FEATURE_WEIGHT = 10.0, 2.0
+JUDGED_FROM = 0.7  # the share of the budget after which the discriminators take part
 
 
 class PolishTraining(nn.Module):
-    """The decoder of a trained codec, and what judges it.
+    """The decoder of a trained codec, what judges it, and the encoder, of which only what it hears notes with learns.
 
-    One loss trains both: the discriminators see the made sound detached, the decoder sees them frozen, so that no
+    One loss trains all: the discriminators see the made sound detached, the decoder sees them frozen, so that no
     gradient of one reaches the other.
     """
 
     def __init__(self, codec: SpectralCodec) -> None:
         super().__init__()
-        self.decoder, self.judges = codec.decoder, Discriminators()
+        self.encoder, self.decoder, self.judges = codec.encoder, codec.decoder, Discriminators()
+        self.encoder.requires_grad_(False)
+        for part in HEARING:
+            getattr(self.encoder, part).requires_grad_(True)
         for table in self.decoder.modules():
             if isinstance(table, nn.Embedding):
                 table.requires_grad_(False)
-        self.scales = MelScales(codec.sample_rate_hz)
+        self.books = NoteBooks(self.decoder)
+        self.distance = SoundDistance(codec.sample_rate_hz)
 
-    def forward(self, audio: Tensor, codes: Tensor, judged: bool = True) -> dict[str, Tensor]:
-        """Audio [B,1,N] and its codes [B,K,T] -> losses; those of spectra alone where nothing is `judged`."""
+    def forward(self, audio: Tensor, codes: Tensor, notes: Tensor, judged: bool = True) -> dict[str, Tensor]:
+        """Audio [B,1,N], its codes [B,K,T] and its notes as written [B,NOTES,T] -> losses; those of the decoder are of
+        spectra alone where nothing is `judged`."""
+        latents = self.encoder(audio)
+        _, losses = self.books(Latents(*(x.float() for x in latents)), notes)
+        noted = sum(losses[name] for name in self.books.names)
         made = self.decoder(self.decoder.look_up(codes)).float()
-        mel, convergence = self.scales(made, audio)
-        spectral = MEL_WEIGHT * (mel + 0.5 * convergence)
-        if not judged:
-            return {"loss": spectral, "mel": mel, "convergence": convergence}
-        real = self.judges(audio)
-        told = telling_apart(real, self.judges(made.detach()))
-        seen = self.judges.detached(made)
-        fooled, features = passing_for_real(seen), feature_distance(real, seen)
-        return {
-            "loss": spectral + fooled + FEATURE_WEIGHT * features + told,
-            "mel": mel,
-            "convergence": convergence,
-            "features": features,
-            "fooled": fooled,
-            "judged": told,
-        }
+        losses |= self.distance(made, audio)
+        losses["loss"] = SOUND_WEIGHT * losses["sound"] + noted
+        if judged:
+            real = self.judges(audio)
+            losses["judged"] = telling_apart(real, self.judges(made.detach()))
+            seen = self.judges.detached(made)
+            losses["fooled"], losses["features"] = passing_for_real(seen), feature_distance(real, seen)
+            losses["loss"] = losses["loss"] + losses["judged"] + losses["fooled"] + FEATURE_WEIGHT * losses["features"]
+        return losses
+
+
+def to_polish(folder: Path) -> SpectralCodec:
+    """The codec in `folder`; one without oscillators gets them, silent at first."""
+    codec = SpectralCodec.from_folder(folder)
+    if codec.config.oscillators:
+        return codec
+    richer = SpectralCodec(replace(codec.config, oscillators=CONFIG.oscillators), codec.encoder_file)
+    richer.decoder.load_state_dict(richer.decoder.state_dict() | codec.decoder.state_dict())
+    return richer
 
 
 def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8, device: str = "cpu") -> None:
     """Train (or go on training) in `work/polish` from the codec in `work/codec/model`; writes `work/polish/model`."""
-    codec = SpectralCodec.from_folder(work / "codec" / "model")
-    encoder = codec.encoder.to(device)
+    codec = to_polish(work / "codec" / "model")
+    codec.encoder.to(device)
     torch.manual_seed(0)
     model = PolishTraining(codec.to(device))
     settings = TrainSettings(
@@ -83,14 +99,17 @@ def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8,
 
     def loss(rng: torch.Generator, spent: float) -> dict[str, Tensor]:
         model.train()
-        audio = train.batch(rng, batch, FRAMES)[0].to(device)
-        return model(audio, codec.encode(audio).clone(), spent >= JUDGED_FROM)
+        audio, notes = (x.to(device) for x in train.batch(rng, batch, FRAMES))
+        codes = codec.encode(audio).clone()
+        told = torch.rand(batch, generator=rng) < TOLD_SHARE
+        codes[told, :NOTES] = notes[told]
+        return model(audio, codes, notes, spent >= JUDGED_FROM)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
         model.eval()
-        audio = held_out.batch(torch.Generator().manual_seed(1), 16, 4 * FRAMES)[0].to(device)
-        found = model(audio, codec.encode(audio).clone())
+        audio, notes = (x.to(device) for x in held_out.batch(torch.Generator().manual_seed(1), 16, 4 * FRAMES))
+        found = model(audio, codec.encode(audio).clone(), notes)
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
     trainer.run(
@@ -103,8 +122,7 @@ def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8,
         ),
     )
     average = trainer.averaged_state()
-    codec.decoder.load_state_dict(
-        {name.removeprefix("decoder."): value for name, value in average.items() if name.startswith("decoder.")}
-    )
+    for part, module in (("encoder.", codec.encoder), ("decoder.", codec.decoder)):
+        module.load_state_dict({n.removeprefix(part): v for n, v in average.items() if n.startswith(part)})
     shutil.rmtree(work / "polish" / "model", ignore_errors=True)
-    codec.save(work / "polish" / "model", encoder)
+    codec.save(work / "polish" / "model", codec.encoder)

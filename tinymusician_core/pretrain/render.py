@@ -107,15 +107,15 @@ def synthesize(midi: Path, raw: Path, timeout_s: float) -> np.ndarray:
 
 
 def render_together(pieces: Sequence[Piece], work: Path) -> None:
-    """Render pieces in one call, bounded to 30 s and a quarter of real time, and write their FLAC files, each whole or
-    not at all."""
+    """Render pieces in one call, bounded to a minute and real time (a busy machine is slow), and write their FLAC
+    files, each whole or not at all."""
     import soundfile
 
     seconds = sum(p.frames for p in pieces) / FRAME_RATE_HZ + len(pieces) * GAP_MS / 1000
     with tempfile.TemporaryDirectory() as scratch:
         midi = Path(scratch) / "batch.mid"
         starts = write_midi(pieces, midi)
-        audio = synthesize(midi, Path(scratch) / "batch.raw", 30 + seconds / 4)
+        audio = synthesize(midi, Path(scratch) / "batch.raw", 60 + seconds)
     for piece, start in zip(pieces, starts, strict=True):
         first = start * SAMPLE_RATE_HZ // 1000
         clip = audio[first : first + piece.frames * SAMPLES_PER_FRAME]

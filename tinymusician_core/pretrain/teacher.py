@@ -22,7 +22,7 @@ from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings
 
 IGNORED = -100
 WINDOW_S = 10.0
-LENGTHS = ((0.25, 0.2), (1, 0.3), (2, 0.25), (4, 0.25))  # windows of so many times the length, and the share of steps
+LENGTHS = ((0.25, 0.2), (1, 0.45), (2, 0.25), (4, 0.1))  # windows of so many times the length, and the share of steps
 LONGEST_S = WINDOW_S * max(longer for longer, _ in LENGTHS)
 STACKS = ("decoder.model.decoder.layers", "text_encoder.encoder.block", "enc_to_dec_proj")  # what Muon trains
 PROBE_WEIGHT = 0.2
@@ -36,7 +36,7 @@ class TeacherConfig:
     """Sizes of the language model and the text encoder, and how they are trained.
 
     `codebook_weights` follow what a listener loses with each codebook (the `figures` stage draws its codes at random
-    and measures): the score and the first of the sound carry nearly all, the last is hardly heard and close to noise.
+    and measures): melody, harmony and who plays carry the music, the last is close to noise.
     """
 
     width: int = 256
@@ -49,7 +49,7 @@ class TeacherConfig:
     text_layers: int = 2
     condition_dropout: float = 0.12
     word_dropout: float = 0.05
-    codebook_weights: tuple[float, ...] = (3.0, 2.0, 0.6, 0.4)
+    codebook_weights: tuple[float, ...] = (3.0, 2.0, 1.0, 0.6)
 
     def decoder_config(self) -> MusicgenDecoderConfig:
         """MusicGen's decoder configuration of this size; the start token is the one after the last code."""
@@ -131,8 +131,9 @@ class TeacherTraining(nn.Module):
         rng: torch.Generator | None,
         facts: Sequence[Mapping] | None = None,
     ) -> dict[str, Tensor]:
-        """Codes [B,K,T] (-1 where a clip has ended) and captions -> mean cross-entropy, and that of each codebook, in
-        nats; with the facts of the pieces what the probes lose too, which counts in `loss`."""
+        """Codes [B,K,T] (-1 where a clip has ended, or a codebook is not known yet) and captions -> mean cross-entropy,
+        and that of each codebook, in nats; with the facts of the pieces what the probes lose too, which counts in
+        `loss`."""
         states, mask = self.text_states(captions, rng)
         start = self.config.codebook_size
         codes = codes.to(states.device)
@@ -143,10 +144,7 @@ class TeacherTraining(nn.Module):
         hidden = self.decoder.model(
             input_ids=tokens.flatten(0, 1), encoder_hidden_states=states, encoder_attention_mask=mask
         ).last_hidden_state
-        losses = [
-            F.cross_entropy(head(hidden).float().flatten(0, 1), target[:, k].flatten(), ignore_index=IGNORED)
-            for k, head in enumerate(self.decoder.lm_heads)
-        ]
+        losses = [mean_loss(head(hidden), target[:, k]) for k, head in enumerate(self.decoder.lm_heads)]
         weights = torch.tensor(self.config.codebook_weights)
         loss = sum(w * x for w, x in zip(weights / weights.sum(), losses, strict=True))
         probed = {}
@@ -157,6 +155,13 @@ class TeacherTraining(nn.Module):
             probed["music_facts"] = self.music_probe(hidden, facts, early * (target[:, 0] != IGNORED))
             loss = loss + PROBE_WEIGHT * sum(probed.values())
         return {"loss": loss, **probed, "ce": torch.stack(losses).mean(), **{f"ce{k}": x for k, x in enumerate(losses)}}
+
+
+def mean_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Logits [B,T,V] and codes [B,T] -> the mean cross-entropy (nats) of those that are not IGNORED; 0 where all
+    are."""
+    total = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (target != IGNORED).sum().clamp_min(1)
 
 
 def rows_by_word(
@@ -172,8 +177,7 @@ def rows_by_word(
 
 def carry_over(model: TeacherTraining, folder: Path) -> int:
     """Start a teacher from an earlier one in `folder`: the average of its weights, and of its vocabulary the words that
-    both have. Returns how many words are new, and start afresh;
-    so do the probes.
+    both have. Words that are new start afresh, as do the probes; returns how many words those are.
 
     Raises:
         ValueError: no teacher in `folder`, or one of other sizes.
