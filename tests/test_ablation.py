@@ -5,12 +5,13 @@ import shutil
 import statistics
 
 import pytest
+from test_cli import run
 from test_distill import write_clips
 
-from tinymusician_core.distill.ablation import Plan, interval, read_plan, rows_of, run_ablation
+from tinymusician_core.distill.ablation import WINDOWS, Plan, interval, read_plan, rows_of, run_ablation
 from tinymusician_core.records import Cancelled
 
-OPTIONS = {"batch": 4, "seconds": 1.0, "learning_rate": 0.01}
+OPTIONS = {"batch": 4, "seconds": 1.0, "learning_rate": 0.01, "validation_windows": 8}
 
 
 @pytest.fixture
@@ -57,8 +58,11 @@ def test_every_cell_is_run_over_all_seeds_and_reported(plan, tmp_path):
     assert row.figures["kl"].value == pytest.approx(statistics.mean(r["validation_kl"] for r in own))
     pairs = [a["validation_kl"] - b["validation_kl"] for a, b in zip(own, base, strict=True)]
     assert row.against.value == pytest.approx(statistics.mean(pairs))
+    assert row.against.n == row.figures["kl"].n == 2
     text = (out / "report.md").read_text()
-    assert text.count("| the baseline |") == 2
+    assert text.count("| the baseline | the baseline |") == 2
+    assert "every student judged on the same 8 held-out windows of 2 clips" in text
+    assert not any("clip_kl" in run for run in report["runs"]), "they are with the runs"
     assert all(each.cell.label in text for each in rows)
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert told[0] == ("stage-mixed, 1 layers, seed 0", 0, 8)
@@ -93,7 +97,7 @@ def test_temperatures_are_cells_of_their_own_and_the_baselines_own_comes_first()
     ]
     assert len({cell.folder for cell in found.cells}) == 8
     assert found.spec(found.cells[2], 5).terms.schedule.at(1.0).temperature == 1.0
-    record = {"validation_cross_entropy": 3.0, "validation_teacher_cross_entropy": 2.9}
+    record = {"validation_cross_entropy": 3.0, "validation_teacher_cross_entropy": 2.9, "clip_kl": [0.5]}
     rows = rows_of(found, [record | {"validation_kl": 0.1 * i} for i in range(8)])
     apart = {row.cell.label: row.against and row.against.value for row in rows}
     assert apart["stage-mixed, 2 layers"] is None
@@ -103,10 +107,83 @@ def test_temperatures_are_cells_of_their_own_and_the_baselines_own_comes_first()
 def test_a_single_seed_has_no_interval(plan, tmp_path):
     found = Plan("t", "d", ("jsd",), (2,), seeds=(3,), steps=1, baseline="jsd")
     record = {"validation_kl": 0.5, "validation_cross_entropy": 3.0, "validation_teacher_cross_entropy": 2.9}
-    (row,) = rows_of(found, [record])
+    (row,) = rows_of(found, [record | {"clip_kl": [0.4, 0.6, 0.5]}])
     assert row.figures["kl"].spread is None
     assert row.figures["likelihood"].value == pytest.approx(0.904837, rel=1e-5)
-    assert row.against is None
+    assert row.against is row.against_by_clip is None
+    assert row.spread == row.by_clip.spread == interval([0.4, 0.5, 0.6]).spread, "but one over clips"
+
+
+def test_over_clips_seeds_are_averaged_and_cells_paired():
+    found = Plan("t", "d", ("stage-mixed", "jsd"), (2,), seeds=(0, 1), steps=1)
+    base = {"validation_cross_entropy": 3.0, "validation_teacher_cross_entropy": 2.9}
+    clips = [[0.2, 0.4, 0.9], [0.4, 0.6, 0.7], [0.1, 0.3, 0.6], [0.3, 0.5, 0.6]]  # two seeds of each loss
+    records = [base | {"validation_kl": statistics.mean(each), "clip_kl": each} for each in clips]
+    rows = {row.cell.loss: row for row in rows_of(found, records)}
+    for loss, clips in (("stage-mixed", [0.3, 0.5, 0.8]), ("jsd", [0.2, 0.4, 0.6])):
+        wanted, by_clip = interval(clips), rows[loss].by_clip
+        assert (by_clip.value, *by_clip.spread) == pytest.approx((wanted.value, *wanted.spread))
+    apart = rows["jsd"].against_by_clip
+    assert (apart.value, apart.n) == (pytest.approx(-0.4 / 3), 3)
+    assert apart.spread == pytest.approx(interval([-0.1, -0.1, -0.2]).spread)
+    assert rows["jsd"].against.n == 2
+    assert rows["jsd"].spread == rows["jsd"].figures["kl"].spread, "of several seeds theirs is shown"
+
+
+def test_students_are_judged_on_many_windows_unless_the_plan_says_otherwise():
+    plan = Plan("t", "d", ("stage-mixed",), (2,), steps=1, options={"batch": 8})
+    assert plan.spec(plan.cells[0], 0).validation_batches == WINDOWS // 8
+    plan = Plan("t", "d", ("stage-mixed",), (2,), steps=1, options=OPTIONS)
+    assert plan.spec(plan.cells[0], 0).validation_batches == 2
+
+
+def test_runs_can_lie_elsewhere_and_the_report_alone_be_kept(plan, tmp_path, capsys):
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"layers": [1], "seeds": [0]}))
+    out, runs = tmp_path / "report", tmp_path / "students"
+    command = ("ablate", str(plan), "-o", str(out), "--runs", str(runs), "--device", "cpu")
+    code, printed, err = run(capsys, *command, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(printed)["path"] == str(out)
+    assert {path.name for path in out.iterdir()} == {"plan.json", "report.json", "report.md", "ablation.png"}
+    students = [f"{loss}__1_layers-seed0" for loss in ("stage-mixed", "forward-kl")]
+    assert {name for student in students for name in (student, f"{student}.json", f"{student}.training")} | {
+        "plan.json"
+    } == {path.name for path in runs.iterdir()}
+    text = (out / "report.md").read_text()
+    said = f"tinymusician ablate {plan} -o DIR --runs {runs} --device cpu"
+    assert f"{said}`\n" in text
+    assert json.loads((out / "report.json").read_text())["command"].endswith(said)
+    before = {path: path.stat().st_mtime_ns for path in runs.iterdir()}
+    again = run_ablation(read_plan(plan), tmp_path / "again", runs_dir=runs)
+    assert before == {path: path.stat().st_mtime_ns for path in runs.iterdir()}, "no student is made anew"
+    assert len(again) == 2
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"steps": 4}))
+    with pytest.raises(ValueError, match="students holds another ablation"):
+        run_ablation(read_plan(plan), tmp_path / "third", runs_dir=runs)
+
+
+def test_students_that_were_judged_on_other_windows_are_refused(plan, tmp_path):
+    plan.write_text(json.dumps(json.loads(plan.read_text()) | {"layers": [1], "seeds": [0], "losses": ["stage-mixed"]}))
+    run_ablation(read_plan(plan), tmp_path / "out")
+    (record,) = (tmp_path / "out" / "runs").glob("*-seed0.json")
+    found = json.loads(record.read_text())
+    assert (found["windows"], len(found["clip_kl"])) == (8, 2)
+    record.write_text(json.dumps({name: value for name, value in found.items() if name not in ("windows", "clip_kl")}))
+    with pytest.raises(ValueError, match="judged on None held-out windows, not 8; give another folder for the runs"):
+        run_ablation(read_plan(plan), tmp_path / "out")
+
+
+def test_the_device_reaches_the_runs(plan, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def distill(*order, **options):
+        asked.append(options["device"])
+        raise Cancelled("stopped")
+
+    monkeypatch.setattr("tinymusician_core.distill.ablation.distill", distill)
+    for more, device in ((("--device", "cuda"), "cuda"), ((), "cpu")):
+        assert run(capsys, "ablate", str(plan), "-o", str(tmp_path / "out"), *more)[0] == 130
+        assert asked[-1] == device
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,15 @@ def test_a_wav_comes_back_with_its_rate_channels_samples_and_tags(tmp_path):
     assert read["software"].startswith("TinyMusician")
 
 
+def test_tags_of_what_is_no_sound_are_one_sentence_and_of_a_plain_file_none(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        au.read_tags(tmp_path / "none.wav")
+    (tmp_path / "b.wav").write_bytes(b"RIFF nonsense")
+    with pytest.raises(ValueError, match=r"b\.wav is no WAV, FLAC, OGG or MP3"):
+        au.read_tags(tmp_path / "b.wav")
+    assert au.read_tags(au.write_wav(tmp_path / "c.wav", tone())) == {}
+
+
 def test_the_same_sound_gives_the_same_bytes(tmp_path):
     one, two = (au.write_wav(tmp_path / name, tone(), {"title": "t"}).read_bytes() for name in ("1.wav", "2.WAV"))
     assert one == two

@@ -24,10 +24,11 @@ def test_variants_are_measured_without_a_file(capsys, demo_family, tmp_path, mon
     )
     assert (code, err) == (0, "")
     record = json.loads(out.splitlines()[-1])
-    names = {"prompt", "seed", "seconds", "rounds", "machine", "others", "variants", "path"}
+    names = {"command", "prompt", "seed", "seconds", "rounds", "machine", "others", "variants", "path"}
     names |= {"bandwidth_gb_per_s", "bandwidth_spread_gb_per_s"}
     assert set(record) == names
     assert (record["rounds"], record["path"]) == (2, None)
+    assert record["command"].endswith("tinymusician bench --models teacher,student --seconds 0.5 --runs 2 --threads 1")
     assert record["machine"]["python"]
     assert (record["prompt"], record["seed"], record["seconds"]) == (EXAMPLE, 7, 0.5)
     assert record["bandwidth_gb_per_s"] > 0
@@ -59,6 +60,8 @@ def test_a_report_is_written_and_a_second_call_measures_nothing_anew(capsys, dem
     assert (code, err) == (0, "")
     files = {path.name: path.read_bytes() for path in (tmp_path / "report").iterdir()}
     assert set(files) == {"runs.jsonl", "report.json", "report.md", "speed-size.png"}
+    typed = "tinymusician bench --models student --seconds 0.5 --runs 2 -o DIR`\n"
+    assert typed in files["report.md"].decode()
     assert out.splitlines()[-1] == f"wrote {tmp_path / 'report' / 'speed-size.png'}"
     monkeypatch.setattr(rounds, "measure", None)
     again, out, err = run(capsys, *arguments, "--json")
@@ -106,6 +109,9 @@ def test_peers_print_a_table_json_and_a_report(capsys, tmp_path):
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "report.md"}
     written = json.loads((tmp_path / "report" / "report.json").read_text())
     assert written["variants"] == record["variants"]
+    typed = "tinymusician bench --peers --shape tiny --seconds 0.5 --rows 'transformers fp32, ours int8' -o DIR"
+    assert written["command"].endswith(typed)
+    assert f"{typed}`\n" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_peers_without_json_are_a_table(capsys):

@@ -86,7 +86,8 @@ def test_every_setting_reaches_the_run(capsys, tiny_family, tmp_path):
     how += ["--width", "16", "--heads", "2", "--ffn", "20", "--loss", "alpha-beta:0.3,0.6", "--temperature", "2:1"]
     how += ["--cross-entropy", "0", "--codebook-weights", "3,2,1,0.5", "--guidance", "fixed:3", "--dropout", "0"]
     how += ["--optimizer", "adamw"]
-    how += ["--cache-logits", "16", "--accumulate", "2", "--patience", "3", "--validate-every", "2", "-o", str(out)]
+    how += ["--cache-logits", "16", "--accumulate", "2", "--patience", "3", "--validate-every", "2"]
+    how += ["--validation-windows", "6", "-o", str(out)]
     code, printed, err = run(capsys, "distill", *how, *SETTINGS)
     assert (code, err) == (0, "")
     record = json.loads(printed.splitlines()[-1])
@@ -114,6 +115,7 @@ def test_every_setting_reaches_the_run(capsys, tiny_family, tmp_path):
         "guidance": "fixed:3",
         "patience": 3,
         "validate_every": 2,
+        "validation_windows": 6,
         "bf16": False,
         "seed": 0,
     }
@@ -175,7 +177,7 @@ def test_ablate_reports_the_best(capsys, tiny_family, tmp_path):
         clips = [torch.randint(0, 64, (4, 60), generator=random) for _ in range(3)]
         write_tokens(tmp_path / "tokens", split, clips, [{"captions": [PROMPT], "bars": [0], "facts": {}}] * 3)
     plan = {"teacher": str(tiny_family / "teacher"), "data": "tokens", "losses": ["stage-mixed", "jsd"], "layers": [1]}
-    plan |= {"seeds": [0], "steps": 1, "options": {"batch": 2, "seconds": 0.5}}
+    plan |= {"seeds": [0], "steps": 1, "options": {"batch": 2, "seconds": 0.5, "validation_windows": 6}}
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     code, printed, err = run(capsys, "ablate", str(tmp_path / "plan.json"), "-o", str(tmp_path / "out"), "--json")
     assert (code, err) == (0, "")

@@ -46,12 +46,13 @@ def test_a_budget_is_kept_and_its_report_told(capsys, demo_family, tmp_path, mon
     monkeypatch.setattr("tinymusician_core.quant.workbench.MANY_WEIGHTS", 1)
     folder = tmp_path / "small"
     common = ("quantize", "--schemes", "fp16,int8", "-o", str(folder))
-    code, out, err = run(capsys, *common, "--max-kl", "0.1", "--json")
+    code, out, err = run(capsys, *common, "--max-kl", "0.1", "--codebook-weights", "4,2,1,1", "--json")
     assert (code, err) == (0, "")
     record = json.loads(out.splitlines()[-1])
     assert record["search"]["budget"] == {"max_kl": 0.1}
     assert record["search"]["foreseen"]["disk_bytes"] == record["disk_bytes"]
     assert (folder / "report.md").is_file()
+    assert json.loads((folder / "report.json").read_text())["codebook_weights"] == [4.0, 2.0, 1.0, 1.0]
     code, out, err = run(capsys, *common, "--max-kl", "0.1")
     assert code == 0
     assert "ms a step (foreseen" in out
@@ -89,6 +90,8 @@ def test_what_does_not_go_together_is_said(capsys, demo_family, tmp_path):
             "--compare is for a search; give one of --max-mb, --max-ms, --max-kl with it",
         ),
         (("--preset", "int8", "--recover", "1"), "the plan has no int4 in the decoder, so there is nothing to recover"),
+        (("--codebook-weights", "1,x"), "--codebook-weights must be a number above 0, got 'x'"),
+        (("--preset", "int8", "--codebook-weights", "2,1,1,1"), "--codebook-weights is for a search; give one of"),
         (("--max-ms", "none"), "--max-ms must be a number above 0, got 'none'"),
     ):
         code, _, err = run(capsys, "quantize", *folder, *arguments)

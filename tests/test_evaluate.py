@@ -17,6 +17,7 @@ from test_cli import FIGURES, run
 from test_embedders import save_tiny_clap
 
 import tinymusician_core as tm
+from tinymusician_core.cli.command import command_line
 from tinymusician_core.evaluate.jury import Judged
 from tinymusician_core.evaluate.listener import Listener
 from tinymusician_core.evaluate.retention import likelihood_kept, retention
@@ -59,7 +60,7 @@ def whole(assets, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TINYMUSICIAN_ASSETS", str(assets))
-        return folder, evaluate(**QUICK, output=folder)
+        return folder, evaluate(**QUICK, output=folder, command=command_line((*COMMAND, "-o", str(folder))))
 
 
 def environment_here() -> dict[str, str]:
@@ -128,7 +129,8 @@ def test_retention_is_what_its_definition_says(whole):
     for name in ("nll", "perplexity", "fad"):
         ratio = student[name]["value"] / teacher[name]["value"]
         assert kept["ratios"][name]["value"] == pytest.approx(ratio)
-    assert kept["speed_ratios"]["disk_bytes"] < 1
+    assert kept["speed_ratios"]["disk_bytes"]["value"] < 1
+    assert kept["speed_ratios"]["x_realtime"] is None, "speed was not measured"
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path, monkeypatch):
@@ -173,7 +175,7 @@ def test_a_stop_says_how_to_go_on(whole, tmp_path):
             should_stop=lambda: bool(steps) and (steps[-1].stage, steps[-1].done) == ("clips", 4),
         )
     assert len(records(tmp_path / "run" / "1-teacher" / "clips.jsonl")) == 4
-    evaluate(**QUICK, output=tmp_path / "run")
+    evaluate(**QUICK, output=tmp_path / "run", command=whole[1].context["command"])
     assert contents(tmp_path / "run") == contents(whole[0])
     with pytest.raises(Cancelled, match="nothing was kept: give an output folder"):
         evaluate(**QUICK, should_stop=lambda: True)

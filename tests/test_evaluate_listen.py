@@ -266,7 +266,12 @@ def test_the_command_plays_a_shipped_set_and_says_where_the_page_is(whole, capsy
     assert (code, err) == (0, "")
     assert out.rstrip().endswith("listen.html")
     assert "as real music" in out
-    assert contents(tmp_path / "run") == contents(whole[0])
+    made, before = contents(tmp_path / "run"), contents(whole[0])
+    typed = f"{' '.join(command)} --prompts in-domain --listen -o DIR"
+    for name, end in (("report.md", "`"), ("report.json", '"')):
+        assert f"tinymusician {typed}{end}" in made.pop(name).decode()
+        assert typed not in before.pop(name).decode()
+    assert made == before
 
 
 def test_listening_needs_a_folder_and_has_a_limit(tmp_path):

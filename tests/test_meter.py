@@ -8,14 +8,16 @@ import stat
 import sys
 from dataclasses import replace
 
+import psutil
 import pytest
 import slow_process as slow
 
 from tinymusician_core.journal import Journal
-from tinymusician_core.measure import bench_report, rounds
+from tinymusician_core.measure import bench_report, machine, rounds
 from tinymusician_core.measure.bench import measure
 from tinymusician_core.measure.rounds import Setting, bench, turns
 from tinymusician_core.records import Cancelled, ModelError, SamplingSpec
+from tinymusician_core.worker import Worker, child_environment
 
 PROMPT = "a calm piano waltz"
 SPEC = SamplingSpec(seconds=2, seed=3)
@@ -186,10 +188,10 @@ def test_a_folder_of_other_settings_is_refused(setting, faked, tmp_path, change,
 
 def test_another_machine_is_refused_and_another_day_is_not(setting, faked, tmp_path, monkeypatch):
     bench(setting, tmp_path)
-    here = rounds.machine.describe()
-    monkeypatch.setattr(rounds.machine, "describe", lambda threads: {**here, "threads": threads, "date": "tomorrow"})
+    here = rounds.machine.describe(None, child_environment(None))
+    monkeypatch.setattr(rounds.machine, "describe", lambda threads, _: {**here, "threads": threads, "date": "tomorrow"})
     bench(setting, tmp_path)
-    monkeypatch.setattr(rounds.machine, "describe", lambda threads: {**here, "threads": threads, "torch": "1.0"})
+    monkeypatch.setattr(rounds.machine, "describe", lambda threads, _: {**here, "threads": threads, "torch": "1.0"})
     with pytest.raises(ValueError, match=r"was measured with torch '2\.\d+\.\d+.*', not '1.0'; take another folder"):
         bench(setting, tmp_path)
 
@@ -234,6 +236,29 @@ def test_the_report_says_every_figure_and_the_same_figures_give_the_same_files(s
     assert "other programs took 25% of the processor (25% to 25%), so a quiet machine is faster" in text
     quiet = bench_report.markdown(replace(found, others=(0.0, 0.01)))
     assert "took 0% of the processor (0% to 1%)\n" in quiet
+    assert "made with" not in text
+    asked = replace(found, command="tinymusician bench -o DIR")
+    assert "- made with `tinymusician bench -o DIR`\n" in bench_report.markdown(asked)
+    assert asked.as_dict()["command"] == "tinymusician bench -o DIR"
+
+
+@pytest.mark.parametrize(("given", "said"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_the_report_says_how_the_measured_processes_wait(setting, faked, tiny_family, monkeypatch, given, said):
+    """What a worker's process really has in its environment, whatever this one has."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    with Worker(str(tiny_family / "student")) as worker:
+        worker.start()
+        assert psutil.Process(worker.pid).environ()["OMP_WAIT_POLICY"] == said
+    found = bench(setting)
+    assert found.machine["omp_wait_policy"] == said
+    assert f"; OMP_WAIT_POLICY={said}\n" in bench_report.markdown(found)
+
+
+def test_where_openmp_decides_how_to_wait_a_report_says_so(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert machine.notes(machine.describe())[1].endswith("; OMP_WAIT_POLICY not set")
 
 
 @pytest.mark.parametrize(

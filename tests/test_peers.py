@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -90,7 +91,7 @@ def test_progress_names_row_and_stage_and_never_runs_over(found, told):
 
 def test_json_says_what_the_table_says(found):
     record = json.loads(json.dumps(found.as_dict(), allow_nan=False))
-    assert set(record) == {"setting", "machine", "bandwidth_gb_per_s", "variants"}
+    assert set(record) == {"command", "setting", "machine", "bandwidth_gb_per_s", "variants"}
     assert record["setting"]["shape"] == "tiny"
     assert record["machine"]["torch"] == torch.__version__.split("+")[0]
     assert record["machine"]["omp_wait_policy"]
@@ -111,7 +112,7 @@ def test_the_report_has_a_row_a_peer_and_says_what_was_measured(found, tmp_path)
     assert len({row.count("|") for row in rows}) == 1
     assert "| ours int8 student (1 layer) |" in text
     assert f"memory bandwidth: {found.bandwidth / 1e9:.1f} GB/s" in text
-    assert "OMP_WAIT_POLICY" in text
+    assert f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'PASSIVE')}\n" in text
     assert found.machine["cpu"] in text
 
 

@@ -43,6 +43,14 @@ def test_windows_are_of_clips_that_are_long_enough_if_there_are_any(folder):
     assert set(captions) == {"one", "uno", "two"}
 
 
+def test_windows_of_chosen_clips_come_in_their_order(folder):
+    data, rng = TokenDataset(folder, "train"), torch.Generator().manual_seed(0)
+    codes, captions, records = data.take([1, 0, 1], 10, rng)
+    assert [int(window[0, 0]) >= 100 for window in codes] == [True, False, True]
+    assert [caption == "two" for caption in captions] == [True, False, True]
+    assert records == [data.records[clip] for clip in (1, 0, 1)]
+
+
 def test_a_short_clip_is_filled_with_minus_one(folder):
     window = TokenDataset(folder, "train").window(1, 30, torch.Generator())
     assert window.shape == (4, 30)

@@ -89,8 +89,14 @@ def crossfade(old: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def read_tags(path: str | Path) -> dict[str, str]:
-    """The title, software and comment of a sound file, as far as it has them."""
-    with soundfile.SoundFile(path) as file:
+    """The title, software and comment of a sound file, as far as it has them: the way back from `clip_tags`.
+
+    Of a clip's file the title is the prompt, and the comment a JSON object with model, seed and settings.
+
+    Raises:
+        ValueError: as for `read`.
+    """
+    with _opened(path) as file:
         found = file.copy_metadata()
     return {name: found[name] for name in TAGS if name in found}
 

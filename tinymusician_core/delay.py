@@ -58,7 +58,9 @@ def delay(codes: Tensor, delays: tuple[int, ...], pad: int) -> tuple[Tensor, Ten
 
 
 def undelay(delayed: Tensor, delays: tuple[int, ...]) -> Tensor:
-    """Take the codes [B,K,T] back out of a delayed sequence [B, K, T + max(delays)].
+    """Take the codes [B,K,T] back out of a delayed sequence [B, K, T + max(delays)]: the way back from `delay`.
+
+    The engine's loop does the same frame by frame, as soon as a frame is whole; this is what it is held to.
 
     Raises:
         ValueError: the sequence is too short to hold one whole frame.

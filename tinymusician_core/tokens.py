@@ -8,6 +8,7 @@ and `{split}.jsonl`, one record a clip: `captions`, `bars` (frames, from the cli
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -78,7 +79,10 @@ class TokenDataset:
     def draw(self, rng: torch.Generator, batch_size: int, frames: int) -> tuple[Tensor, list[str], list[dict]]:
         """A `batch`, and the records of its clips."""
         clips = self.long_enough(frames)
-        picks = clips[torch.randint(len(clips), (batch_size,), generator=rng)].tolist()
+        return self.take(clips[torch.randint(len(clips), (batch_size,), generator=rng)].tolist(), frames, rng)
+
+    def take(self, picks: Sequence[int], frames: int, rng: torch.Generator) -> tuple[Tensor, list[str], list[dict]]:
+        """A random window int64 [B,K,frames] of each of these clips, one caption each, and their records."""
         codes = torch.stack([self.window(i, frames, rng) for i in picks])
         captions = []
         for i in picks:

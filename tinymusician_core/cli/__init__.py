@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = "tinymusician"
     try:
         options = build_parser().parse_args(argv)
+        options.argv = list(sys.argv[1:] if argv is None else argv)
         command += f" {options.command}"
         return options.run(options)
     except Cancelled as error:

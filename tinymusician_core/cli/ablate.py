@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from ..worker import DEVICES
 from . import show
+from .command import command_line
 from .sampling import add_output
 from .stopping import stop_on_ctrl_c
 
@@ -13,6 +15,8 @@ def add_commands(commands) -> None:
     """Add `ablate` to the sub-commands."""
     parser = commands.add_parser("ablate", help="compare losses, temperatures and layers of a distillation over seeds")
     parser.add_argument("plan", help="a JSON file: teacher, data, steps, seeds, losses, temperatures, layers, options")
+    parser.add_argument("--runs", metavar="DIR", help="where students and their records go (default: runs under -o)")
+    parser.add_argument("--device", default="cpu", choices=DEVICES, help="where to train (default cpu)")
     add_output(parser)
     parser.set_defaults(run=run_ablate)
 
@@ -26,14 +30,21 @@ def run_ablate(options: argparse.Namespace) -> int:
         def tell(name: str, done: int, total: int, at) -> None:
             bar.show("ablation", done + (at.fraction if at else 0.0), total, name)
 
-        rows = run_ablation(read_plan(options.plan), options.output, tell, should_stop)
+        rows = run_ablation(
+            read_plan(options.plan),
+            options.output,
+            tell,
+            should_stop,
+            runs_dir=options.runs,
+            device=options.device,
+            command=command_line(options.argv),
+        )
     if options.json:
         best = rows[0]
         show.emit_json({"path": options.output, "best": best.cell.label, "kl": best.figures["kl"].value})
         return 0
     for row in rows:
-        kl = row.figures["kl"]
-        spread = "" if kl.spread is None else f" ({kl.low:.4f} to {kl.high:.4f})"
-        print(f"{row.cell.label}: KL {kl.value:.4f}{spread} nats")
+        spread = "" if row.spread is None else " ({:.4f} to {:.4f})".format(*row.spread)
+        print(f"{row.cell.label}: KL {row.figures['kl'].value:.4f}{spread} nats")
     print(f"wrote {options.output}: report.md, report.json, ablation.png")
     return 0

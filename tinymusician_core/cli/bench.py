@@ -14,6 +14,7 @@ from ..measure.peers import Setting as PeerSetting
 from ..measure.rounds import Benched, Setting, bench
 from ..records import Cancelled, SamplingSpec, check_seed
 from . import show
+from .command import command_line
 from .measuring import Measuring, add_measuring, names, read_measuring
 from .sampling import read_count
 from .stopping import stop_on_ctrl_c
@@ -62,7 +63,7 @@ def _bench_variants(options: argparse.Namespace, order: Measuring) -> int:
             bar.step(f"{turn.number} of {turn.total}, {turn.model}", step)
 
         try:
-            found = bench(setting, order.folder, show_turn, should_stop)
+            found = bench(setting, order.folder, show_turn, should_stop, command_line(options.argv))
         except Cancelled as stopped:
             on = "with -o FOLDER it could be gone on with" if order.folder is None else "the same command goes on"
             raise Cancelled(f"{stopped}; {on}") from stopped
@@ -85,7 +86,11 @@ def _print_variants(found: Benched) -> None:
 def _bench_peers(options: argparse.Namespace, order: Measuring) -> int:
     setting, folder = _peer_setting(options, order), order.folder
     with show.bar() as bar:
-        found = measure_peers(setting, lambda row, stage, done, total: bar.show(f"{row}: {stage}", done, total))
+
+        def show_stage(row: str, stage: str, done: int, total: int | None) -> None:
+            bar.show(f"{row}: {stage}", done, total)
+
+        found = measure_peers(setting, show_stage, command_line(options.argv))
     paths = [] if folder is None else write_report(found, folder)
     if options.json:
         show.emit_json(found.as_dict() | {"path": None if folder is None else str(folder)})

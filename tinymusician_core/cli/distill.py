@@ -70,6 +70,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dropout", default="0.1", help="share of captions left out, for guidance (default 0.1)")
     parser.add_argument("--patience", help="end after so many validations without progress")
     parser.add_argument("--validate-every", help="steps between validations (default: every five minutes)")
+    parser.add_argument("--validation-windows", help="that the finished student is judged on (default: four batches)")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"], help="of products (default bf16)")
     parser.add_argument("--seed", default="0", help="start of the random draws (default 0)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to train (default cpu)")
@@ -107,6 +108,7 @@ def read_options(options: argparse.Namespace) -> dict:
         **{name: read_count(name, getattr(options, name)) for name in ("accumulate", "patience")},
         "cache_logits": read_count("cache logits", options.cache_logits),
         "validate_every": read_count("validate every", options.validate_every),
+        "validation_windows": read_count("validation windows", options.validation_windows),
         **{name: read_amount(name, getattr(options, name)) for name in ("minutes", "seconds")},
         "learning_rate": read_amount("learning rate", options.learning_rate),
         "cross_entropy": _share("cross entropy", options.cross_entropy),

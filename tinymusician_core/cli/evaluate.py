@@ -9,11 +9,14 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from ..records import SamplingSpec
 from . import show
+from .command import command_line
 from .measuring import VARIANTS
 from .sampling import read_amount, read_count
 from .stopping import stop_on_ctrl_c
 
+USUAL = SamplingSpec().cfg
 STAGES = {
     "reference": "hearing the reference",
     "speed": "measuring speed",
@@ -39,8 +42,10 @@ def add_commands(commands) -> None:
     )
     parser.add_argument("--embedder", default="listener", help="listener, clap, or a CLAP folder or hub id")
     parser.add_argument("--reference", help="a folder of sound files to compare with (default: held-out music)")
+    parser.add_argument("--cfg", help=f"guidance of all (default: what each has built in, else {USUAL:g})")
     parser.add_argument("--no-speed", action="store_true", help="leave speed and memory out")
     parser.add_argument("--device", default="cpu", help="what the variants run on: cpu or cuda (default cpu)")
+    parser.add_argument("--threads", help="CPU threads (default: torch decides)")
     parser.add_argument(
         "--listen", action="store_true", help="with -o: keep every clip as WAV, with a page to hear and see them all"
     )
@@ -56,6 +61,8 @@ def run_evaluate(options: argparse.Namespace) -> int:
         "clips": read_count("clips", options.clips),
         "seconds": read_amount("seconds", options.seconds),
         "seed": options.seed,
+        "cfg": options.cfg,
+        "threads": read_count("threads", options.threads),
     }
     with show.bar() as bar, stop_on_ctrl_c() as should_stop:
         bar.show("evaluate: loading", 0, None)
@@ -70,6 +77,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
             speed=not options.no_speed,
             device=options.device,
             listen=options.listen,
+            command=command_line(options.argv),
             on_progress=lambda step: bar.show(f"{step.model}: {STAGES[step.stage]}", step.done, step.total),
             should_stop=should_stop,
         )
@@ -90,7 +98,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
 def _print(record: Mapping) -> None:
     """Tables of retention, quality and steadiness."""
     from ..evaluate.limits import MEASURES
-    from ..evaluate.report import QUALITY, interval_cell
+    from ..evaluate.tables import QUALITY, interval_cell
     from ..measure.report import NOTHING
 
     parts = ("retention", "likelihood", "sound", "prompt")

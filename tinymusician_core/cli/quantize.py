@@ -27,7 +27,7 @@ def add_commands(commands) -> None:
     parser.add_argument("--recover", metavar="MINUTES", help="then train the decoder's int4 layers for so long")
     parser.add_argument("--data", help="a folder of codec tokens to try and train on (default: what the model plays)")
     parser.add_argument("--schemes", help="only these, separated by commas (default: all that this machine can run)")
-    parser.add_argument("--weights", help="how much each codebook counts, such as 4,2,1,1 (default: all alike)")
+    parser.add_argument("--codebook-weights", help="how much each counts, such as 4,2,1,1 (default: all alike)")
     parser.add_argument("--compare", action="store_true", help="measure other plans too, and draw them in a picture")
     add_output(parser)
     parser.set_defaults(run=run_quantize)
@@ -37,7 +37,9 @@ def run_quantize(options: argparse.Namespace) -> int:
     """Write a quantized model; its folder appears whole or not at all."""
     limits = {name: read_amount(_flag(name), getattr(options, name)) for name in LIMITS}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
-    weights = None if options.weights is None else [read_amount("--weights", w) for w in options.weights.split(",")]
+    weights = options.codebook_weights
+    if weights is not None:
+        weights = [read_amount("--codebook-weights", weight) for weight in weights.split(",")]
     recover = None if options.recover is None else read_amount("--recover", options.recover)
     _check(options, limits)
     with show.bar() as bar, stop_on_ctrl_c() as should_stop:
@@ -69,10 +71,10 @@ def _check(options: argparse.Namespace, limits: dict[str, float]) -> None:
     """ValueError for a budget beside a plan, and for what only a search can use where there is none."""
     if limits and (options.preset is not None or options.plan is not None):
         raise ValueError(f"{_flag(next(iter(limits)))} searches a plan itself; leave --preset and --plan out")
-    given = {name: getattr(options, name[2:]) for name in ("--data", "--schemes", "--weights", "--compare")}
+    given = {_flag(name): getattr(options, name) for name in ("data", "schemes", "codebook_weights", "compare")}
     unused = [name for name, value in given.items() if value]
     if options.recover is not None:
-        unused = [name for name in unused if name not in ("--data", "--weights")]
+        unused = [name for name in unused if name not in ("--data", "--codebook-weights")]
     if unused and not limits:
         raise ValueError(f"{unused[0]} is for a search; give one of {', '.join(map(_flag, LIMITS))} with it")
 

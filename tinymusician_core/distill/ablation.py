@@ -7,11 +7,14 @@ A plan is a JSON file:
      "layers": [3, [0, 1, 7]], "baseline": "stage-mixed", "options": {"batch": 8, "seconds": 16}}
 
 `temperatures` null is the loss's own schedule; `data` may be given relative to the file; `options` are `DistillSpec`'s.
-Each run is a student in OUT/runs and, once finished, a record beside it; a stopped ablation goes on where it was.
+Each run is a student in OUT/runs, or in a folder of its own, and, once finished, a record beside it; a stopped ablation
+goes on where it was.
 
 What is reported of each cell is the mean over its seeds with Student's t interval of 95%, and the difference from the
 cell of the baseline loss with the same layers, paired by seed. Seeds draw other windows; the student's start is the
-teacher's own weights, so that the spread is that of training.
+teacher's own weights, so that the spread is that of training. Beside it stand the same KL and difference by held-out
+clip, paired by clip, with an interval that is that of the music and is there for a single seed too. All students are
+judged on the same `WINDOWS` windows, each of another clip as far as there are so many, once they are finished.
 """
 
 from __future__ import annotations
@@ -21,34 +24,20 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from ..files import whole_file
-from ..measure.plots import Point, scatter
-from ..measure.report import cell, document, table, write_files
+from ..measure.report import write_files
 from ..records import Cancelled
 from ..training import CHECKPOINT, TrainProgress
+from .ablation_report import write_report
 from .spec import DistillSpec
 from .train import Run, distill
 
-RUNS, PICTURE = "runs", "ablation.png"
+RUNS = "runs"
 LEVEL = 0.95
-FIGURES = {
-    "kl": "KL to the teacher (nats)",
-    "cross_entropy": "cross-entropy (nats)",
-    "likelihood": "perplexity kept",
-}
-EXPLANATION = """
-How to read this:
-
-- KL to the teacher: forward KL of teacher and student on fixed held-out windows, in nats a token; less is better, and
-  it is what forward-kl itself is trained on. Cross-entropy is that of the held-out tokens. Perplexity kept is the
-  teacher's perplexity by the student's, exp(teacher's cross-entropy - student's): 100% is the teacher's own.
-- Each figure is the mean over seeds, with the 95% interval of Student's t in brackets; a single seed has none. Against
-  the baseline: the mean difference in KL from the baseline loss with the same layers, seed by seed. Where its interval
-  holds 0 the two cannot be told apart.
-"""
+WINDOWS = 192  # held-out windows that each student is judged on, where the plan's options say nothing
 
 
 @dataclass(frozen=True)
@@ -118,14 +107,15 @@ class Plan:
 
     def spec(self, of: Cell, seed: int) -> DistillSpec:
         try:
-            return DistillSpec(of.layers, loss=of.loss, temperature=of.temperature, seed=seed, **self.options)
+            options = {"validation_windows": WINDOWS, **self.options}
+            return DistillSpec(of.layers, loss=of.loss, temperature=of.temperature, seed=seed, **options)
         except TypeError as error:
             raise ValueError(f"the ablation's options are {sorted(self.options)}: {error}") from error
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n seeds and its interval; None for both ends where there is but one."""
+    """A mean over n seeds or clips and its interval; None for both ends where there is but one."""
 
     value: float
     low: float | None
@@ -139,11 +129,21 @@ class Interval:
 
 @dataclass(frozen=True)
 class Row:
-    """A cell's figures, each over its seeds, and its difference in KL from the baseline's; None for itself."""
+    """A cell's figures, each over its seeds, and its difference in KL from the baseline's; None for itself.
+
+    `by_clip` is its KL over held-out clips, each the mean over seeds, and `against_by_clip` the difference there.
+    """
 
     cell: Cell
     figures: dict[str, Interval]
-    against: Interval | None
+    by_clip: Interval
+    against: Interval | None = None
+    against_by_clip: Interval | None = None
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """The interval of the KL: over seeds, or where there is one seed alone over clips."""
+        return self.figures["kl"].spread or self.by_clip.spread
 
 
 def read_plan(path: str | os.PathLike) -> Plan:
@@ -177,24 +177,33 @@ def run_ablation(
     out_dir: str | os.PathLike,
     on_progress: Callable[[str, int, int, TrainProgress | None], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    *,
+    runs_dir: str | os.PathLike | None = None,
+    device: str = "cpu",
+    command: str | None = None,
 ) -> list[Row]:
     """Make every run that is not finished yet, and write the report.
 
     Args:
         plan: what to compare.
-        out_dir: the folder for students, records and the report.
+        out_dir: the folder for the report.
         on_progress: told the run, how many are finished, of how many, and where it stands.
         should_stop: asked before every step.
+        runs_dir: the folder for students and records; None for OUT/runs.
+        device: "cpu" or "cuda".
+        command: the command line that asks for this, for the report.
 
     Returns:
         The cells, from the least KL to the most.
 
     Raises:
-        ValueError: the folder holds another ablation, or what `distill` refuses.
+        ValueError: a folder holds another ablation, or what `distill` refuses.
         Cancelled: `should_stop` said so; the same call goes on.
     """
     out = Path(out_dir)
-    _claim(out, plan)
+    runs = out / RUNS if runs_dir is None else Path(runs_dir)
+    for folder in (out, *([] if runs_dir is None else [runs])):
+        _claim(folder, plan)
     orders = list(itertools.product(plan.cells, plan.seeds))
     records = []
     for done, (each, seed) in enumerate(orders):
@@ -205,9 +214,9 @@ def run_ablation(
                 on_progress(name, done, len(orders), at)
 
         tell(None)
-        records.append(_run(plan, each, seed, out / RUNS, tell, should_stop))
+        records.append(_run(plan, each, seed, runs, device, tell, should_stop))
     found = rows_of(plan, records)
-    write_report(plan, found, records, out)
+    write_report(plan, found, records, out, command)
     return found
 
 
@@ -222,13 +231,15 @@ def _claim(out: Path, plan: Plan) -> None:
     write_files(out, {"plan.json": settings})
 
 
-def _run(plan: Plan, of: Cell, seed: int, folder: Path, tell: Callable, should_stop: Callable | None) -> dict:
+def _run(
+    plan: Plan, of: Cell, seed: int, folder: Path, device: str, tell: Callable, should_stop: Callable | None
+) -> dict:
     """One run's record; made if it is not there."""
-    student = folder / f"{of.folder}-seed{seed}"
-    record = student.with_name(f"{student.name}.json")
+    student, spec = folder / f"{of.folder}-seed{seed}", plan.spec(of, seed)
+    record, windows = student.with_name(f"{student.name}.json"), spec.validation_batches * spec.batch
     if record.is_file():
-        return json.loads(record.read_text(encoding="utf-8"))
-    options = {k: v for k, v in asdict(plan.spec(of, seed)).items() if k != "layers"}
+        return _known(record, windows)
+    options = {k: v for k, v in asdict(spec).items() if k != "layers"}
     try:
         made = distill(
             plan.teacher,
@@ -238,6 +249,7 @@ def _run(plan: Plan, of: Cell, seed: int, folder: Path, tell: Callable, should_s
             minutes=plan.minutes,
             steps=plan.steps,
             resume=True,
+            device=device,
             on_progress=tell,
             should_stop=should_stop,
             **options,
@@ -245,10 +257,22 @@ def _run(plan: Plan, of: Cell, seed: int, folder: Path, tell: Callable, should_s
     except Cancelled as stop:
         raise Cancelled(f"stopped in {student.name}; the same command goes on from there") from stop
     found = {"loss": of.loss, "temperature": of.temperature, "layers": list(made.layers), "seed": seed}
-    found |= {"steps": made.steps, "minutes": made.minutes, **made.validation}
+    found |= {"steps": made.steps, "minutes": made.minutes, "windows": windows, **made.validation}
+    found["clip_kl"] = list(made.clip_kl)
     with whole_file(record) as partial:
         partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (student.with_name(f"{student.name}.training") / CHECKPOINT).unlink()
+    return found
+
+
+def _known(record: Path, windows: int) -> dict:
+    """A finished run's record; ValueError where its student was judged on other windows than the others are."""
+    found = json.loads(record.read_text(encoding="utf-8"))
+    if found.get("windows") != windows:
+        raise ValueError(
+            f"{record} is of a student that was judged on {found.get('windows')} held-out windows, not {windows}; "
+            "give another folder for the runs"
+        )
     return found
 
 
@@ -264,40 +288,20 @@ def rows_of(plan: Plan, records: Sequence[dict]) -> list[Row]:
     rows = []
     for each, found in by_cell.items():
         values = [_figures(record) for record in found]
-        figures = {name: interval([value[name] for value in values]) for name in FIGURES}
-        base, apart = Cell(plan.baseline, plan.temperatures[0], each.layers), None
-        if base != each:
-            others = (_figures(record) for record in by_cell[base])
-            apart = interval([mine["kl"] - other["kl"] for mine, other in zip(values, others, strict=True)])
-        rows.append(Row(each, figures, apart))
+        figures = {name: interval([value[name] for value in values]) for name in values[0]}
+        row = Row(each, figures, interval(_by_clip(found)))
+        base = Cell(plan.baseline, plan.temperatures[0], each.layers)
+        rows.append(row if base == each else _against(row, values, found, by_cell[base]))
     return sorted(rows, key=lambda row: row.figures["kl"].value)
 
 
-def write_report(plan: Plan, rows: Sequence[Row], records: Sequence[dict], out: Path) -> list[Path]:
-    """Write report.json, report.md and the picture; their paths."""
-    forms = {"kl": "{:.4f}", "cross_entropy": "{:.4f}", "likelihood": "{:.1%}"}
-    lines = [
-        [
-            row.cell.label,
-            *(cell(row.figures[name].value, form, row.figures[name].spread) for name, form in forms.items()),
-            "the baseline" if row.against is None else cell(row.against.value, "{:+.4f}", row.against.spread),
-        ]
-        for row in rows
-    ]
-    budget = f"{plan.steps} steps" if plan.steps is not None else f"{plan.minutes:g} minutes"
-    notes = [
-        f"teacher {plan.teacher}, {budget} a run, {len(plan.seeds)} seeds, {len(records)} runs",
-        f"options: {', '.join(f'{k} {v}' for k, v in plan.options.items()) or 'as they are by default'}",
-        f"baseline: {plan.baseline}" + (f" at T={plan.temperatures[0]}" if plan.temperatures[0] else ""),
-    ]
-    grid = table(("loss, temperature, layers", *FIGURES.values(), "KL against the baseline"), lines)
-    text = document("What a student learns best from", notes, grid, f"![KL and perplexity]({PICTURE})", EXPLANATION)
-    found = [{**asdict(row), "label": row.cell.label} for row in rows]
-    record = {"plan": asdict(plan), "rows": found, "runs": list(records)}
-    paths = write_files(out, {"report.json": record, "report.md": text})
-    points = []
-    for row in rows:
-        kl, kept = row.figures["kl"], row.figures["likelihood"]
-        points.append(Point(row.cell.label, kl.value, kl.spread, kept.value, kept.spread))
-    labels = (FIGURES["kl"], "perplexity kept (more is better)")
-    return [*paths, scatter(points, *labels, out / PICTURE, from_zero=False)]
+def _by_clip(records: Sequence[dict]) -> list[float]:
+    """The KL of every held-out clip, the mean over seeds."""
+    return [math.fsum(values) / len(values) for values in zip(*(r["clip_kl"] for r in records), strict=True)]
+
+
+def _against(row: Row, values: Sequence[dict], found: Sequence[dict], base: Sequence[dict]) -> Row:
+    """A row with its differences from the baseline's records, seed by seed and clip by clip."""
+    seeds = [mine["kl"] - _figures(other)["kl"] for mine, other in zip(values, base, strict=True)]
+    clips = [mine - other for mine, other in zip(_by_clip(found), _by_clip(base), strict=True)]
+    return replace(row, against=interval(seeds), against_by_clip=interval(clips))

@@ -78,17 +78,20 @@ class LogitCache:
     ) -> None:
         """Write what is not there yet, `chunk` windows a file; each process writes its share of the files.
 
+        With `chunks` there are so many files of `Batches.fixed`, else as many of random windows as the clips fill.
+
         Raises:
             Cancelled: `should_stop` said so; what is written stays, and is not written anew.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         dataset, self._chunk = self._batches.dataset, chunk
         rng = torch.Generator().manual_seed(seed)
+        fixed = None if chunks is None else self._batches.fixed(seed, chunk, chunks)
         self.chunks = chunks or max(1, round(dataset.codes.shape[1] / self._batches.frames / chunk))
         for index in range(self.chunks):
             if should_stop is not None and should_stop():
                 raise Cancelled(f"stopped after {index} of {self.chunks} parts of the cache; resume goes on from there")
-            drawn = self._batches.draw(rng, chunk)
+            drawn = self._batches.draw(rng, chunk) if fixed is None else next(fixed)
             if index % together.world == together.rank and not self._path(index).exists():
                 self._write(index, drawn, teaching, keep)
             if on_chunk is not None:

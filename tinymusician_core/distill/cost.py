@@ -23,7 +23,7 @@ from ..tokens import TokenDataset, write_tokens
 from ..training import Trainer
 from ..variants import resolve
 from .sampled import HELD_OUT
-from .session import VALIDATION_BATCHES, Session
+from .session import Session
 from .source import Teacher, read_teacher
 from .spec import DistillSpec
 from .train import Run
@@ -201,7 +201,7 @@ def _peak(device: torch.device) -> int | None:
 def _cache_bytes(teacher: Teacher, spec: DistillSpec, training_s: float | None) -> int | None:
     if spec.cache_logits is None or training_s is None:
         return None
-    windows = max(1, round(training_s / spec.seconds / spec.batch)) * spec.batch + VALIDATION_BATCHES * spec.batch
+    windows = (max(1, round(training_s / spec.seconds / spec.batch)) + spec.validation_batches) * spec.batch
     books = teacher.decoder.config.num_codebooks
     positions = round(spec.seconds * teacher.frame_rate_hz) + max(teacher.delays)
     return windows * books * positions * min(spec.cache_logits, teacher.start) * 4

@@ -5,6 +5,7 @@ B windows, K codebooks, T frames, P = T + the longest delay, S text tokens, E th
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -129,9 +130,24 @@ class Batches:
 
     def draw(self, rng: torch.Generator, size: int) -> Drawn:
         """`size` windows at random."""
-        codes, captions = self.dataset.batch(rng, size, self.frames)
-        left_out = torch.rand(size, generator=rng) < self.dropout
-        scales = None if self.scales is None else self.scales.draw(rng, size)
+        return self._drawn(rng, *self.dataset.batch(rng, size, self.frames))
+
+    def order(self, seed: int, count: int) -> list[int]:
+        """The clips of `count` windows: shuffled, and none a second time before all that are long enough have come."""
+        clips, rng = self.dataset.long_enough(self.frames), torch.Generator().manual_seed(seed)
+        dealt = [clips[torch.randperm(len(clips), generator=rng)] for _ in range(-(-count // len(clips)))]
+        return torch.cat(dealt)[:count].tolist()
+
+    def fixed(self, seed: int, size: int, count: int) -> Iterator[Drawn]:
+        """`count` times `size` windows of the clips in their `order`; the first are the same however many there are."""
+        order, rng = self.order(seed, size * count), torch.Generator().manual_seed(seed)
+        for first in range(0, size * count, size):
+            codes, captions, _ = self.dataset.take(order[first : first + size], self.frames, rng)
+            yield self._drawn(rng, codes, captions)
+
+    def _drawn(self, rng: torch.Generator, codes: Tensor, captions: Sequence[str]) -> Drawn:
+        left_out = torch.rand(len(captions), generator=rng) < self.dropout
+        scales = None if self.scales is None else self.scales.draw(rng, len(captions))
         return Drawn(codes, tuple(captions), left_out, scales=scales)
 
     @torch.no_grad()

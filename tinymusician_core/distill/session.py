@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -21,11 +22,12 @@ from .divergence import kl, log_probs
 from .loss import LossSpec, distillation_loss, position_weights
 from .policy import choose_begin, go_on
 from .source import Teacher
-from .spec import DistillSpec
+from .spec import VALIDATION_BATCHES, DistillSpec
 from .student import Student, make_student
 from .teaching import Teaching, hidden_distance, matched, without_decoder
 
-VALIDATION_BATCHES = 4
+VALIDATION_SEED = 1
+SUMS = ("cross_entropy", "teacher_cross_entropy", "kl", "positions")
 
 
 def check_fit(teacher: Teacher, spec: DistillSpec, together: OneProcess) -> None:
@@ -96,9 +98,9 @@ class Session:
         """
         spec, keep = self.spec, min(self.spec.cache_logits, self.teacher.start)
         for split in splits:
-            batches, seed = (self.batches, spec.seed) if split == "train" else (self.held_out, 1)
+            batches, seed = (self.batches, spec.seed) if split == "train" else (self.held_out, VALIDATION_SEED)
             cache = LogitCache(folder, split, batches, self.teacher.start)
-            chunks = VALIDATION_BATCHES if split == "validation" else None
+            chunks = spec.validation_batches if split == "validation" else None
             cache.build(self.teaching, keep, spec.batch, seed, self.together, chunks, on_chunk, should_stop)
             self.caches[split] = cache
         without_decoder(self.teacher)
@@ -163,8 +165,18 @@ class Session:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Cross-entropy, the teacher's own, and forward KL to it on fixed held-out windows, in nats a token."""
-        return self._judged(self._validation())
+        """Cross-entropy, the teacher's own, and forward KL to it on a few fixed held-out windows, in nats a token."""
+        return _means(self._sums(self._validation(min(VALIDATION_BATCHES, self.spec.validation_batches))))
+
+    @torch.no_grad()
+    def judge(self) -> tuple[dict[str, float], dict[int, float]]:
+        """What `validate` gives, on all held-out windows that were asked for; and the KL of each clip by its number."""
+        batches = self.spec.validation_batches
+        sums = self._sums(self._validation(batches))
+        order = torch.tensor(self.held_out.order(VALIDATION_SEED, sums.shape[1]))
+        clips, place = order.unique(return_inverse=True)
+        kl_sums, counts = (torch.zeros(len(clips), dtype=sums.dtype).index_add(0, place, row) for row in sums[2:])
+        return _means(sums), dict(zip(clips.tolist(), (kl_sums / counts).tolist(), strict=True))
 
     @torch.no_grad()
     def kl_by_scale(self) -> dict[str, float]:
@@ -177,27 +189,31 @@ class Session:
             return {}
         found = {}
         for scale in dict.fromkeys((scales.low, scales.base, scales.high)):
-            told = (replace(drawn, scales=torch.full((len(drawn),), scale)) for drawn in self._validation())
-            found[f"validation_kl_at_{scale:g}"] = self._judged(told)["validation_kl"]
+            windows = self._validation(self.spec.validation_batches)
+            told = (replace(drawn, scales=torch.full((len(drawn),), scale)) for drawn in windows)
+            found[f"validation_kl_at_{scale:g}"] = _means(self._sums(told))["validation_kl"]
         return found
 
-    def _judged(self, windows: Iterable[Drawn]) -> dict[str, float]:
-        sums = dict.fromkeys(("cross_entropy", "teacher_cross_entropy", "kl", "positions"), 0.0)
+    def _sums(self, windows: Iterable[Drawn]) -> Tensor:
+        """What `SUMS` names, added up over the positions of each window, float64 [4,n]."""
+        parts = []
         for drawn in windows:
-            for rows in self._mine(len(drawn)):
-                for name, value in self._held_out(drawn.rows(*rows)).items():
-                    sums[name] += value
-        sums = self.together.sum(sums)
-        return {f"validation_{name}": sums[name] / sums["positions"] for name in sums if name != "positions"}
+            part = torch.zeros(len(SUMS), len(drawn), dtype=torch.float64)
+            for first, last in self._mine(len(drawn)):
+                part[:, first:last] = self._held_out(drawn.rows(first, last))
+            parts.append(part)
+        mine = torch.cat(parts, dim=1)
+        whole = self.together.sum({str(place): value for place, value in enumerate(mine.flatten().tolist())})
+        return torch.tensor(list(whole.values()), dtype=torch.float64).view_as(mine)
 
-    def _validation(self) -> Iterator[Drawn]:
+    def _validation(self, batches: int) -> Iterator[Drawn]:
+        """The first so many batches of the held-out windows."""
         if "validation" in self.caches:
-            return self.caches["validation"].every(self.spec.batch)
-        rng = torch.Generator().manual_seed(1)
-        return (self.held_out.draw(rng, self.spec.batch) for _ in range(VALIDATION_BATCHES))
+            return islice(self.caches["validation"].every(self.spec.batch), batches)
+        return self.held_out.fixed(VALIDATION_SEED, self.spec.batch, batches)
 
-    def _held_out(self, drawn: Drawn) -> dict[str, float]:
-        """Sums over the positions of some windows."""
+    def _held_out(self, drawn: Drawn) -> Tensor:
+        """What `SUMS` names, added up over the positions of each window, float64 [4,B]."""
         batch = self.held_out.batch(drawn)
         if drawn.picks:
             wanted = self.caches["validation"].wanted(drawn).to(batch.inputs.device)
@@ -206,9 +222,17 @@ class Session:
         wanted = log_probs(wanted[batch.valid])
         found = log_probs(self.student(batch, self.shared)[0][batch.valid])
         targets = batch.targets[batch.valid]
-        return {
-            "cross_entropy": float(functional.nll_loss(found, targets, reduction="sum")),
-            "teacher_cross_entropy": float(functional.nll_loss(wanted, targets, reduction="sum")),
-            "kl": float(kl(wanted, found).sum()),
-            "positions": len(found),
-        }
+        own, theirs = (functional.nll_loss(values, targets, reduction="none") for values in (found, wanted))
+        values = torch.stack([own, theirs, kl(wanted, found), torch.ones_like(own)]).double()
+        rows = torch.nonzero(batch.valid)[:, 0]
+        return (
+            torch.zeros(len(SUMS), len(drawn), dtype=values.dtype, device=values.device)
+            .index_add(1, rows, values)
+            .cpu()
+        )
+
+
+def _means(sums: Tensor) -> dict[str, float]:
+    """Nats a token over all windows, from sums [4,n]."""
+    totals = dict(zip(SUMS, sums.sum(dim=1).tolist(), strict=True))
+    return {f"validation_{name}": totals[name] / totals["positions"] for name in SUMS[:-1]}

@@ -10,6 +10,7 @@ from .student import Shape
 
 HIDDEN = ("mse", "cosine")
 OPTIMIZERS = ("muon", "adamw")
+VALIDATION_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class DistillSpec:
             at every scale of a range, which is then an input.
         patience: validations without progress until training ends; None for the whole budget.
         validate_every: steps between validations; None for every five minutes.
+        validation_windows: held-out windows that the finished student is judged on, rounded up to whole batches, each
+            of another clip as far as there are so many; None for `VALIDATION_BATCHES` batches, which is what
+            validations on the way look at.
         bf16: whether products are computed in bfloat16.
     """
 
@@ -57,13 +61,14 @@ class DistillSpec:
     guidance: str | None = None
     patience: int | None = None
     validate_every: int | None = None
+    validation_windows: int | None = None
     bf16: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", self.shape.layers)
         terms, weights = self.terms, self.codebook_weights
-        for name in ("batch", "accumulate", "cache_logits", "patience", "validate_every"):
+        for name in ("batch", "accumulate", "cache_logits", "patience", "validate_every", "validation_windows"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} is {value}; a whole number above 0 is allowed")
@@ -102,6 +107,11 @@ class DistillSpec:
     @property
     def shape(self) -> Shape:
         return Shape(self.layers, self.width, self.heads, self.ffn)
+
+    @property
+    def validation_batches(self) -> int:
+        """Batches of held-out windows that the finished student is judged on."""
+        return VALIDATION_BATCHES if self.validation_windows is None else -(-self.validation_windows // self.batch)
 
     @property
     def terms(self) -> LossSpec:

@@ -41,6 +41,7 @@ class Distilled:
 
     `validation`: its cross-entropy, the teacher's own, and the forward KL between them, held out, in nats a token; of
     a student that is told its guidance also the KL at both ends of the range and at its base.
+    `clip_kl`: that KL of each held-out clip it was judged on, in the clips' order, for an interval.
     `guidance`: what it has built in, or takes as an input; None where guidance is a second pass. `cache`: what
     `cache.json` says.
     """
@@ -52,6 +53,7 @@ class Distilled:
     validation: dict[str, float]
     guidance: Guidance = None
     cache: dict[str, float] | None = None
+    clip_kl: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,8 @@ def _train(
         if not trainer.done:
             raise Cancelled(f"stopped after {trainer.step} steps; resume goes on from {trainer.folder}")
         session.student.load_state_dict(trainer.averaged_state())
-        after = {**session.validate(), **session.kl_by_scale()}
+        judged, by_clip = session.judge()
+        after = {**judged, **session.kl_by_scale()}
         trainer.log({"step": trainer.step, "elapsed_s": round(trainer.elapsed_s, 1), **after, "final": 1})
     finally:
         trainer.close()
@@ -193,7 +196,8 @@ def _train(
         teacher.write(student.decoder, out, student.projection, session.guidance, student.guidance)
     session.together.wait()
     minutes = round(trainer.elapsed_s / 60.0, 2)
-    return Distilled(out, session.student.chosen, trainer.step, minutes, after, session.guidance, cache)
+    clips = tuple(by_clip[clip] for clip in sorted(by_clip))
+    return Distilled(out, session.student.chosen, trainer.step, minutes, after, session.guidance, cache, clips)
 
 
 def check_source(tokens_dir: str | os.PathLike | None, prompts: str | Sequence[str] | None) -> None:

@@ -1,4 +1,4 @@
-"""How many CPU threads a decoder's steps are worth."""
+"""How many CPU threads compute: what was asked for, and what a decoder's steps are worth."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from contextlib import contextmanager
 
 import torch
 
+from ..checks import whole
 from .decoder import DecoderConfig
 
 SHARED_STEP_WEIGHTS = 2**25
+MOST_THREADS = 1024
 
 
 @contextmanager
@@ -23,3 +25,21 @@ def step_threads(config: DecoderConfig) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def threads_for(threads: int | None) -> Iterator[None]:
+    """So many CPU threads for torch in this process while the block lasts; None leaves them as they are.
+
+    Raises:
+        ValueError: no whole number from 1 to `MOST_THREADS`.
+    """
+    if threads is None:
+        yield
+        return
+    threads, before = whole("threads", threads, 1, MOST_THREADS), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,7 +7,6 @@ killed goes on to the very result that it would have had. All statistics come af
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -21,12 +20,11 @@ import torch
 
 from .. import __version__
 from ..audio import clip_tags, write_wav
-from ..files import whole_file
+from ..engine.threads import threads_for
 from ..journal import Journal
-from ..measure.bench import measure
 from ..pipeline import Pipeline
-from ..records import Cancelled, Figures, SamplingSpec, Spread
-from ..text import EXAMPLE, check_known
+from ..records import Cancelled, Figures
+from ..text import check_known
 from ..variants import FAMILY, load
 from .embedders import load_embedder
 from .held_out import HeldOut, codec_identity
@@ -37,9 +35,9 @@ from .listener import Listener
 from .reference import Reference, own_reference, shipped_reference
 from .report import listening_notes, write_report
 from .settings import FILE, Settings, claim, read_prompts
+from .speed import speed_of
 from .summary import Evaluation, Row, summarise
 
-RUNS = 3
 DRAWS = 400  # halves of which an interval is made; its ends are sure to 4% of its width
 
 
@@ -73,6 +71,9 @@ def evaluate(
     speed: bool = True,
     device: str = "cpu",
     listen: bool = False,
+    cfg: float | None = None,
+    threads: int | None = None,
+    command: str | None = None,
     on_progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
 ) -> Evaluation:
@@ -93,6 +94,10 @@ def evaluate(
         device: what the variants run on, "cpu" or "cuda"; the judges stay on the CPU.
         listen: keep every clip as a WAV file in `output` and write a page to hear and see them all (`listen.py`). It
             changes no figure: clips of an earlier run that was not asked for sound are played once more.
+        cfg: the guidance of all variants; None for what each is made with where nothing is said: what it has built in,
+            or the base of the range that it takes, else the default of `SamplingSpec`.
+        threads: CPU threads; None leaves the choice to torch.
+        command: the command line that asks for this, for the report; it changes no figure.
         on_progress: told of every step.
         should_stop: asked before every step of every clip.
 
@@ -112,9 +117,9 @@ def evaluate(
     if listen and clips > MAX_CLIPS:
         raise ValueError(f"a page to listen to holds at most {MAX_CLIPS} clips a variant, got {clips}")
     folder = None if reference is None else Path(reference).expanduser()
-    settings = Settings(tuple(models), clips, seconds, seed, prompts, embedder, folder, speed, device)
-    with _run_folder(output) as run_folder:
-        run = _Run(settings, run_folder, on_progress, should_stop, listen)
+    settings = Settings(tuple(models), clips, seconds, seed, prompts, embedder, folder, speed, device, cfg)
+    with _run_folder(output) as run_folder, threads_for(threads):
+        run = _Run(settings, run_folder, on_progress, should_stop, listen, threads, command)
         try:
             return run.whole(None if output is None else run_folder)
         except Cancelled as stopped:
@@ -141,8 +146,11 @@ class _Run:
         on_progress: OnProgress | None,
         should_stop: ShouldStop | None,
         listen: bool,
+        threads: int | None,
+        command: str | None,
     ):
         self.settings, self.folder, self.listen = settings, folder, listen
+        self._threads, self._command = threads, command
         self._on_progress = on_progress or (lambda step: None)
         self._should_stop = should_stop or (lambda: False)
         listener = Listener.from_folder()
@@ -160,13 +168,14 @@ class _Run:
 
     def whole(self, report_folder: Path | None) -> Evaluation:
         """Do what is left to do, and sum up."""
+        self._check_guidance()
         claim(self.folder, FILE, self.settings.as_dict() | self.context)
         reference = self._reference()
         rows = [self._variant(number, model) for number, model in enumerate(self.settings.models, start=1)]
         self._tell("all", "figures", 0, 1)
         made = summarise(
             self.settings.as_dict(),
-            self.context,
+            self.context | {"command": self._command},
             rows,
             reference,
             self.jury.listener.accuracy,
@@ -189,7 +198,7 @@ class _Run:
             played,
             listening_notes(made.as_dict()),
             self.settings.seconds,
-            [self._seed(index) for index in every],
+            [self.settings.seed_of(index) for index in every],
             None if made.steadiness is None else made.steadiness["limits"],
             self.folder,
             lambda done, total: self._tell("all", "pictures", done, total),
@@ -219,8 +228,11 @@ class _Run:
         """The sound file of a clip of the variant in a folder."""
         return place / "clips" / f"{index:03}.wav"
 
-    def _seed(self, index: int) -> int:
-        return (self.settings.seed + index) % 2**32
+    def _check_guidance(self) -> None:
+        """See that all variants take the guidance that was asked for, before the first one plays."""
+        if self.settings.cfg is not None:
+            for model in self.settings.models:
+                self.settings.spec(load(model, self.settings.device))
 
     def _variant(self, number: int, model: str) -> Row:
         """One variant from its speed to the last held-out window."""
@@ -232,22 +244,16 @@ class _Run:
         figures = self._figures(model, pipeline, folder / "speed.json")
         clips = self._clips(model, pipeline, folder)
         tokens = self._tokens(model, pipeline, Journal(folder / "tokens.jsonl"))
-        return Row(model, pipeline.hash, figures, clips, *tokens)
+        return Row(model, pipeline.hash, figures, clips, *tokens, self.settings.spec(pipeline), pipeline.guidance)
 
     def _figures(self, model: str, pipeline: Pipeline, file: Path) -> Figures:
         if not self.settings.speed:
             return Figures(disk_bytes=pipeline.disk_bytes, device=str(pipeline.device))
-        if not file.exists():
-            self._tell(model, "speed", 0, 1)
-            spec = SamplingSpec(self.settings.seconds, self.settings.seed)
-            found = measure(
-                model, EXAMPLE, spec, RUNS, should_stop=self._should_stop, device=self.settings.device
-            ).figures
-            with whole_file(file) as partial:
-                partial.write_text(json.dumps(found.as_dict() | found.more(), indent=1) + "\n", encoding="utf-8")
+        self._tell(model, "speed", 0, 1)
+        spec = self.settings.spec(pipeline)
+        found = speed_of(model, spec, self.settings.device, self._threads, file, self._should_stop)
         self._tell(model, "speed", 1, 1)
-        record = json.loads(file.read_text(encoding="utf-8"))
-        return Figures(**record | {"spread": Spread(**record["spread"])})
+        return found
 
     def _clips(self, model: str, pipeline: Pipeline, folder: Path) -> tuple[Judged, ...]:
         """The variant's clips, judged; a sound file is there before its record, so that every record has one."""
@@ -258,7 +264,7 @@ class _Run:
                 continue
             self._tell(model, "clips", index, wanted)
             prompt = self.prompts[index % len(self.prompts)]
-            spec = SamplingSpec(self.settings.seconds, self._seed(index))
+            spec = self.settings.spec(pipeline, index)
             try:
                 clip = pipeline.generate(prompt, spec, should_stop=self._should_stop)
             except Cancelled as stopped:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..records import Figures
+from ..guidance import Guidance
+from ..records import Figures, SamplingSpec
 from .adherence import ATTRIBUTES, Score, hits_of, labels, score
 from .asked import asked
 from .frechet import frechet_distance, frechet_extrapolated, total_variance
@@ -26,7 +27,11 @@ LIKELIHOODS = ("nll", "perplexity", "kl_to_teacher")
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """What was recorded of a variant: its clips as judged, and nats [n,K] of held-out windows where it has any."""
+    """What was recorded of a variant: its clips as judged, and nats [n,K] of held-out windows where it has any.
+
+    `spec` is how its first clip was drawn, `guidance` what the model has built in or takes as an input; a row of real
+    music has neither.
+    """
 
     model: str
     hash: str | None
@@ -34,6 +39,8 @@ class Row:
     clips: tuple[Judged, ...]
     nll: np.ndarray | None = None
     kl: np.ndarray | None = None
+    spec: SamplingSpec | None = None
+    guidance: Guidance = None
 
 
 def remembered(statistic: Callable) -> Callable:

@@ -8,11 +8,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checks import whole
 from ..files import whole_file
-from ..records import SamplingSpec, check_prompt
+from ..records import MAX_SEED, SamplingSpec, check_cfg, check_prompt
 from ..variants import assets_folder, resolve
+
+if TYPE_CHECKING:
+    from ..pipeline import Pipeline
 
 FILE, DEVICES = "settings.json", ("cpu", "cuda")
 PROMPT_SETS = ("in-domain", "out-of-domain")
@@ -33,6 +37,7 @@ class Settings:
         reference: a folder of sound files to compare with; None for the held-out music.
         speed: whether speed and memory are measured too.
         device: what the variants run on, "cpu" or "cuda".
+        cfg: the guidance of all variants; None for what each is made with where nothing is said.
 
     Raises:
         ValueError: a setting that is not allowed, or a model that is not known.
@@ -47,6 +52,7 @@ class Settings:
     reference: Path | None = None
     speed: bool = True
     device: str = "cpu"
+    cfg: float | None = None
 
     def __post_init__(self):
         if isinstance(self.models, str) or not self.models or len(set(self.models)) != len(tuple(self.models)):
@@ -62,6 +68,8 @@ class Settings:
         object.__setattr__(self, "clips", whole("clips", self.clips, MIN_CLIPS, MAX_CLIPS))
         object.__setattr__(self, "seconds", spec.seconds)
         object.__setattr__(self, "seed", spec.seed)
+        if self.cfg is not None:
+            object.__setattr__(self, "cfg", check_cfg(self.cfg))
         if self.device not in DEVICES:
             raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
         if self.prompts is not None and not self.prompts:
@@ -85,7 +93,23 @@ class Settings:
             "reference": reference,
             "speed": self.speed,
             "device": self.device,
+            "cfg": self.cfg,
         }
+
+    def seed_of(self, index: int) -> int:
+        """The seed of clip `index`."""
+        return (self.seed + index) % (MAX_SEED + 1)
+
+    def spec(self, pipeline: Pipeline, index: int = 0) -> SamplingSpec:
+        """How a model draws clip `index`.
+
+        Raises:
+            ValueError: a guidance was asked for that the model does not take.
+        """
+        cfg = pipeline.usual_cfg if self.cfg is None else self.cfg
+        spec = SamplingSpec(self.seconds, self.seed_of(index), cfg)
+        pipeline.engine_spec(spec)
+        return spec
 
 
 def read_prompts(source: str | os.PathLike) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from ..guidance import GUIDANCE, guidance_record
 from ..records import Figures
 from .bootstrap import DRAWS, bootstrap, proportion
 from .limits import compared
@@ -35,7 +36,8 @@ class Evaluation:
     Attributes:
         settings: what was asked for.
         context: with which judges, reference and versions.
-        variants: `model`, `hash`, `figures` of speed and size, and `quality` with intervals; one a model.
+        variants: `model`, `hash`, `guidance` (the scale, the passes a step takes, and what is built in), `sampling`,
+            `figures` of speed and size, and `quality` with intervals; one a model.
         baselines: `name` and `quality` of real music, and of real music through the codec.
         codec: what the codec's round trip costs, by measure, with intervals.
         judges: how often listener and second opinion are right about music of which the truth is known.
@@ -100,7 +102,7 @@ def summarise(
     windows = max(each.windows for each in scores)
     intervals = Intervals(len(rows[0].clips), windows, len(reference.embeddings), seed, draws)
     variants = [
-        {"model": row.model, "hash": row.hash, "figures": row.figures.as_dict()}
+        {"model": row.model, "hash": row.hash, **_drawn(row), "figures": row.figures.as_dict()}
         | row.figures.more()
         | {"quality": quality(each, intervals)}
         for row, each in zip(rows, scores, strict=True)
@@ -115,6 +117,14 @@ def summarise(
         _retention(rows, scores, intervals),
         _steadiness(rows, reference, seed, draws),
     )
+
+
+def _drawn(row: Row) -> dict:
+    """How a variant's clips were drawn: its guidance, and the rest, which is the same for all of them."""
+    guidance = {"cfg": row.spec.cfg, "passes": 2 if row.guidance is None and row.spec.cfg != 1.0 else 1}
+    built_in = guidance_record(row.guidance).get(GUIDANCE)
+    sampling = {name: getattr(row.spec, name) for name in ("temperature", "top_k", "top_p", "greedy")}
+    return {"guidance": {**guidance, "built_in": built_in}, "sampling": sampling}
 
 
 def _steadiness(rows: Sequence[Row], reference: Reference, seed: int, draws: int) -> dict | None:
@@ -235,6 +245,20 @@ def _ratios(variant: Scores, teacher: Scores, intervals: Intervals) -> dict:
 
 
 def _speed(variant: Row, teacher: Row) -> dict:
-    """Ratios of speed and size; they were measured a few times, not once a clip, and have no interval here."""
-    small, large = variant.figures.as_dict(), teacher.figures.as_dict()
-    return {name: small[name] / large[name] if small[name] is not None and large[name] else None for name in SPEED}
+    """Ratios of speed and size, by name: of the medians, with the least and the most that the runs of both allow.
+
+    They were measured a few times, not once a clip: these ends are no 95% interval. A size has none.
+    """
+    small, large = variant.figures, teacher.figures
+    return {name: _speed_ratio(name, small, large) for name in SPEED}
+
+
+def _speed_ratio(name: str, small: Figures, large: Figures) -> dict | None:
+    over, under = getattr(small, name), getattr(large, name)
+    if over is None or not under:
+        return None
+    ends = [getattr(each.spread, name, None) for each in (small, large)]
+    if None in ends or not ends[1][0]:
+        return {"value": over / under, "low": None, "high": None, "n": None}
+    (low, high), (least, most) = ends
+    return {"value": over / under, "low": low / most, "high": high / least, "n": small.runs}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .machine import notes as machine_notes
 from .plots import Point, scatter
-from .report import cell, document, table, write_files
+from .report import cell, document, made_with, table, write_files
 from .rounds import Benched, Variant
 from .timing import extent, middle
 
@@ -68,12 +68,13 @@ def _megabytes(size_bytes: int | None) -> float | None:
 
 
 def notes(found: Benched) -> list[str]:
-    """What the table does not say: what was played, how often, and on what machine."""
+    """What the table does not say: by which command, what was played, how often, and on what machine."""
     setting, first = found.setting, found.variants[0].figures
     reads = [f"{each.model} {each.gb_per_s:.1f} GB/s" for each in found.variants if each.gb_per_s is not None]
     (low, high), (slowest, fastest) = extent(found.others), extent(found.bandwidth)
     taken = f"{middle(found.others):.0%} of the processor ({low:.0%} to {high:.0%})"
     return [
+        *made_with(found.command),
         f"{setting.spec.seconds:g} s of “{setting.prompt}”, seed {setting.spec.seed}; {first.runs} "
         f"run{'s' * (first.runs != 1)} a variant in {first.processes} fresh process{'es' * (first.processes != 1)}, "
         f"on {first.device}",

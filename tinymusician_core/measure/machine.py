@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -14,13 +15,15 @@ PACKAGES = ("torch", "transformers", "audiocraft")
 LOOK_S = 0.5
 
 
-def describe(threads: int | None = None) -> dict:
+def describe(threads: int | None = None, environment: Mapping[str, str] | None = None) -> dict:
     """Processor, cores, threads, torch's vector instructions, GPU, system, versions, and the date, ready for JSON.
 
-    A package that is not installed has None as its version; gpu is None where torch finds none.
+    A package that is not installed has None as its version; gpu is None where torch finds none; omp_wait_policy is None
+    where OpenMP decides.
 
     Args:
         threads: CPU threads of what is measured; None where torch decides.
+        environment: of the processes that are measured; None where this process is.
     """
     import torch
 
@@ -33,7 +36,7 @@ def describe(threads: int | None = None) -> dict:
         "system": platform.system(),
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
+        "omp_wait_policy": (os.environ if environment is None else environment).get("OMP_WAIT_POLICY"),
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
     }
 
@@ -63,9 +66,11 @@ def busy_share(seconds: float = LOOK_S) -> float:
 def notes(machine: dict) -> list[str]:
     """The machine in two lines of a report."""
     versions = ", ".join(f"{name} {machine[name]}" for name in PACKAGES if machine[name])
+    policy = machine["omp_wait_policy"]
+    waiting = "OMP_WAIT_POLICY not set" if policy is None else f"OMP_WAIT_POLICY={policy}"
     gpu = f"; {machine['gpu']}" if machine["gpu"] else ""
     return [
         f"{machine['cpu']} ({machine['instructions']}), {machine['threads']} threads on {machine['cores']} cores"
         f"{gpu}; {machine['system']}, {machine['date']}",
-        f"Python {machine['python']}, {versions}; OMP_WAIT_POLICY={machine['omp_wait_policy']}",
+        f"Python {machine['python']}, {versions}; {waiting}",
     ]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .machine import notes as machine_notes
 from .peers import GREEDY_FRAMES, REFERENCE, Peer, Peers
-from .report import NOTHING, cell, document, table, write_files
+from .report import NOTHING, cell, document, made_with, table, write_files
 
 COLUMNS = (
     "",
@@ -61,9 +61,10 @@ def cells(peer: Peer) -> list[str]:
 
 
 def notes(found: Peers) -> list[str]:
-    """What the table does not say: the machine, its bandwidth, and what was skipped."""
+    """What the table does not say: by which command, the machine, its bandwidth, and what was skipped."""
     setting = found.setting
     lines = [
+        *made_with(found.command),
         f"MusicGen in the shape {setting.shape}; {setting.seconds:g} s of music, "
         f"{setting.runs} run{'s' * (setting.runs != 1)} a row, seed {setting.seed}",
         *machine_notes(found.machine),

@@ -165,18 +165,23 @@ class Peer:
 
 @dataclass(frozen=True)
 class Peers:
-    """All rows of a run, the bandwidth in bytes a second, and the machine and the programs that they ran on."""
+    """All rows of a run, the bandwidth in bytes a second, and the machine and the programs that they ran on.
+
+    `command` is the command line that asked for it; None where there was none.
+    """
 
     setting: Setting
     peers: tuple[Peer, ...]
     bandwidth: float
     machine: dict
+    command: str | None = None
 
     def as_dict(self) -> dict:
         """The JSON object of `bench --peers`."""
         setting = asdict(self.setting)
         setting["rows"] = list(setting["rows"])
         return {
+            "command": self.command,
             "setting": setting,
             "machine": self.machine,
             "bandwidth_gb_per_s": self.bandwidth / 1e9,
@@ -184,8 +189,10 @@ class Peers:
         }
 
 
-def measure_peers(setting: Setting, on_stage: OnStage | None = None) -> Peers:
+def measure_peers(setting: Setting, on_stage: OnStage | None = None, command: str | None = None) -> Peers:
     """Measure every row of a setting; AudioCraft's is skipped, with the reason, where it is not installed.
+
+    `command` is the command line that asks for this, for the report.
 
     Raises:
         PeerFailed: the process of a row ended by itself.
@@ -198,7 +205,7 @@ def measure_peers(setting: Setting, on_stage: OnStage | None = None) -> Peers:
     bandwidth = max(before["bandwidth"], after["bandwidth"])
     reference = found.get(REFERENCE)
     peers = [_peer(row, setting, found[row.name], reference, bandwidth, before["cache_bytes"]) for row in chosen]
-    return Peers(setting, tuple(peers), bandwidth, before["machine"])
+    return Peers(setting, tuple(peers), bandwidth, before["machine"], command)
 
 
 def _measure(row: Row, setting: Setting, tell: OnStage) -> dict:

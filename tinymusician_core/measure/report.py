@@ -46,6 +46,11 @@ def _escaped(text: str) -> str:
     return " ".join(str(text).replace("|", "\\|").split())
 
 
+def made_with(command: str | None) -> list[str]:
+    """The note of a report that names the command that made it; nothing where there was none."""
+    return [] if command is None else [f"made with `{command}`"]
+
+
 def document(title: str, notes: Sequence[str], *blocks: str) -> str:
     """A Markdown document: a title, a list of notes, and blocks with an empty line between."""
     parts = [f"# {title}", "\n".join(f"- {note}" for note in notes), *(block.strip("\n") for block in blocks)]

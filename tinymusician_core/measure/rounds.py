@@ -17,7 +17,7 @@ from ..figures import Figures
 from ..journal import Journal
 from ..records import Cancelled, ModelError, Progress, SamplingSpec, check_prompt
 from ..text import EXAMPLE
-from ..worker import ShouldStop
+from ..worker import ShouldStop, child_environment
 from . import machine
 from .bandwidth import cache_bytes, read_bandwidth
 from .bench import check_models, check_runs, measure
@@ -115,6 +115,7 @@ class Benched:
     Attributes:
         bandwidth: the bytes a second at which it read memory before each process.
         others: the share of its processor that other programs took before each process, 0 to 1.
+        command: the command line that asked for it; None where there was none.
     """
 
     setting: Setting
@@ -122,11 +123,13 @@ class Benched:
     bandwidth: tuple[float, ...]
     others: tuple[float, ...]
     variants: tuple[Variant, ...]
+    command: str | None = None
 
     def as_dict(self) -> dict:
         """The JSON object of `bench`."""
         setting = self.setting
         return {
+            "command": self.command,
             "prompt": setting.prompt,
             "seed": setting.spec.seed,
             "seconds": setting.spec.seconds,
@@ -137,6 +140,11 @@ class Benched:
             "others": {"median": middle(self.others), "spread": extent(self.others)},
             "variants": [variant.as_dict() for variant in self.variants],
         }
+
+
+def _machine(setting: Setting) -> dict:
+    """The machine as the processes that are measured find it."""
+    return machine.describe(setting.threads, child_environment(setting.threads))
 
 
 @dataclass
@@ -153,7 +161,7 @@ class Kept:
         Raises:
             ValueError: the folder holds a measurement of other settings, or on another machine.
         """
-        head = {"setting": setting.as_dict(), "machine": machine.describe(setting.threads)}
+        head = {"setting": setting.as_dict(), "machine": _machine(setting)}
         if folder is None:
             return cls(None, [head])
         folder.mkdir(parents=True, exist_ok=True)
@@ -189,6 +197,7 @@ def bench(
     folder: Path | None = None,
     on_turn: OnTurn | None = None,
     should_stop: ShouldStop | None = None,
+    command: str | None = None,
 ) -> Benched:
     """Measure variants by turns, each in several fresh processes.
 
@@ -197,6 +206,7 @@ def bench(
         folder: where finished processes are kept, so that a second call goes on; it is made where there is none.
         on_turn: told whose turn it is, and the progress of it.
         should_stop: asked all the time; what the process under way has measured is lost.
+        command: the command line that asks for this, for the report.
 
     Raises:
         ValueError: the folder holds a measurement of other settings; and as `measure` does.
@@ -213,7 +223,7 @@ def bench(
     variants = tuple(_variant(model, kept.processes(model)) for model in setting.models)
     head, *records = kept.records
     looks = (tuple(record[name] for record in records) for name in ("bandwidth", "others"))
-    return Benched(setting, head["machine"], *looks, variants)
+    return Benched(setting, head["machine"], *looks, variants, command)
 
 
 def _take(turn: Turn, setting: Setting, on_turn: OnTurn | None, should_stop: ShouldStop | None) -> Process:

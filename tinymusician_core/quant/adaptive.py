@@ -20,7 +20,7 @@ ROUNDS = 5
 ADDS_UP = 0.1  # of the measured harm: closer than that, what schemes do alone is taken to add up
 IN_CONTEXT = 24  # options that are measured anew beside the others of their plan
 TIGHTER = 0.98
-NO_SLOWER = 0.95  # of the float model's time: what is foreseen may be off by as much
+NO_SLOWER = 0.95  # of the float model's time: what is foreseen, and what is measured, may be off by as much
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,13 @@ class Adapted:
         best: the round whose plan it is; `rounds` has them all.
         held_out: its harm on tokens that neither the rounding nor the search has seen.
         compared: other plans beside it, where they were asked for.
+        aim: the budget that was searched for: with the float model's time as a limit too, where that can be kept.
         recovered: what a recovery of the plan came to, where there was one; `note` says it in words.
+        pace: a sentence where the limit of time was lowered, or where the plan is not surely faster than the float.
     """
 
     budget: Budget
+    aim: Budget
     bench: Workbench
     recipe: Recipe
     best: Round
@@ -53,12 +56,14 @@ class Adapted:
     compared: tuple[Compared, ...]
     recovered: Recovered | None = None
     note: str = ""
+    pace: str = ""
 
     def figures(self) -> dict:
         """The budget, what was foreseen, measured and held out, and how many plans it took, ready for JSON."""
         held_out = {"kl": self.held_out.mean_kl(), "codec_error": self.held_out.codec}
         best = {"foreseen": self.best.foreseen.as_dict(), "measured": self.best.measured.as_dict()}
-        return {"budget": self.budget.limits, **best, "held_out": held_out, "rounds": len(self.rounds)}
+        limits = {"budget": self.budget.limits, "aim": self.aim.limits}
+        return {**limits, **best, "held_out": held_out, "rounds": len(self.rounds)}
 
     def write_report(self, folder: Path) -> None:
         """Put report.json, report.md and, where there is that, a picture and recovery.json into a folder."""
@@ -97,17 +102,20 @@ def adapt(
 
     Raises:
         ValueError: no budget, unknown schemes, weights that do not fit, or tokens that are not this model's.
-        ImpossibleBudget: no plan keeps the budget.
+        ImpossibleBudget: no plan keeps the budget, or with `max_ms` none that does is faster than the float model.
         Cancelled: `should_stop` said so; what was measured is kept for the next run.
     """
     budget = Budget(max_mb, max_ms, max_kl)
     tokens = Tokens.of(pipeline, data, on_progress, should_stop)
     bench = Workbench(pipeline, name, tokens, schemes, on_progress, should_stop, weights)
-    rounds = rounds_of(bench, budget, on_progress, should_stop)
-    best = _best(rounds, budget)
+    aim = no_slower(bench, budget)
+    rounds = rounds_of(bench, aim, on_progress, should_stop)
+    best = best_round(rounds, aim, budget, bench.float_ms)
     held_out = bench.held_out(best.schemes)
     others = compared(bench, on_progress, should_stop) if compare else ()
-    return Adapted(budget, bench, bench.recipe(best.schemes), best, tuple(rounds), held_out, tuple(others))
+    said = pace(best, aim, budget, bench.float_ms)
+    recipe = bench.recipe(best.schemes)
+    return Adapted(budget, aim, bench, recipe, best, tuple(rounds), held_out, tuple(others), pace=said)
 
 
 def rounds_of(
@@ -118,13 +126,11 @@ def rounds_of(
 ) -> list[Round]:
     """Search and measure until a plan keeps the budget and its errors add up; at most `ROUNDS` times.
 
-    Where no limit says how fast it must be, a plan is to be no slower than the float model, if any can be.
-
     Raises:
         ImpossibleBudget: no plan keeps the budget by what was measured before the first round.
         Cancelled: `should_stop` said so.
     """
-    choices, fixed, limits = bench.choices, bench.fixed, _no_slower(bench, budget)
+    choices, fixed, limits = bench.choices, bench.fixed, budget
     rounds: list[Round] = []
     for done in range(ROUNDS):
         if should_stop is not None and should_stop():
@@ -149,16 +155,42 @@ def rounds_of(
     return rounds
 
 
-def _no_slower(bench: Workbench, budget: Budget) -> Budget:
-    """The budget, with the float model's time as a limit where it has none and some plan can keep it."""
-    if budget.max_ms is not None:
-        return budget
-    limited = replace(budget, max_ms=1e3 * NO_SLOWER * bench.float_step_s)
+def no_slower(bench: Workbench, budget: Budget) -> Budget:
+    """The budget with a limit of `NO_SLOWER` of the float model's time, or the one that it has where that is lower.
+
+    Where it has no limit of time, and no plan can keep this one, it stays as it is.
+
+    Raises:
+        ImpossibleBudget: it has a limit of time, and no plan keeps it and is faster than the float model.
+    """
+    least = NO_SLOWER * bench.float_ms
+    limited = replace(budget, max_ms=least if budget.max_ms is None else min(budget.max_ms, least))
     try:
         search(bench.choices, bench.fixed, limited)
-    except ImpossibleBudget:
-        return budget
+    except ImpossibleBudget as error:
+        if budget.max_ms is None:
+            return budget
+        if budget.max_ms <= least or "max_ms" not in error.nearest:
+            raise
+        raise ImpossibleBudget(f"{_faster(bench.float_ms, limited)}; {error}", error.nearest) from error
     return limited
+
+
+def _faster(float_ms: float, aim: Budget) -> str:
+    return (
+        f"the float model takes {float_ms:.4g} ms a step, and a plan is to take at most {NO_SLOWER:.0%} of that, "
+        f"{aim.max_ms:.4g} ms"
+    )
+
+
+def pace(best: Round, aim: Budget, budget: Budget, float_ms: float) -> str:
+    """A sentence where a limit of time was lowered, or where a plan is not surely faster than the float model."""
+    if best.measured.step_ms > NO_SLOWER * float_ms:
+        found = f"this one takes {best.measured.step_ms:.4g} ms a step, the float model {float_ms:.4g} ms"
+        return f"no plan was found that keeps the budget and is surely faster than the float model: {found}"
+    if budget.max_ms is not None and aim.max_ms < budget.max_ms:
+        return f"max_ms {budget.max_ms:g} was lowered: {_faster(float_ms, aim)}"
+    return ""
 
 
 def keeps(outcome: Outcome, budget: Budget) -> bool:
@@ -171,20 +203,31 @@ def keeps(outcome: Outcome, budget: Budget) -> bool:
     return all(figures[name] <= limit for name, limit in budget.limits.items())
 
 
-def _best(rounds: Sequence[Round], budget: Budget) -> Round:
-    """Of the rounds that keep the budget the closest to the float model, or with a limit on that the smallest."""
-    kept = [round_ for round_ in rounds if keeps(round_.measured, budget)]
-    if not kept:
-        last = rounds[-1].measured
-        found = f"{last.disk_bytes / 1e6:.4g} MB, {last.step_ms:.4g} ms a step and {last.harm.mean_kl():.3g} nats"
-        nearest = {"max_mb": last.disk_bytes / 1e6, "max_ms": last.step_ms, "max_kl": last.harm.mean_kl()}
-        raise ImpossibleBudget(
-            f"no plan that was measured keeps the budget; the nearest has {found}",
-            {name: nearest[name] for name in budget.limits},
-        )
-    if budget.max_kl is not None:
-        return min(kept, key=lambda round_: round_.measured.disk_bytes)
-    return min(kept, key=lambda round_: round_.measured.harm.total)
+def best_round(rounds: Sequence[Round], aim: Budget, budget: Budget, float_ms: float) -> Round:
+    """Of the rounds that keep the aim the closest to the float model, or with a limit on that the smallest.
+
+    Where none does and the budget has no limit of time, of those that keep the budget; no slower than the float model
+    if there are any such.
+
+    Raises:
+        ImpossibleBudget: none does; with a limit of time none of these is faster than the float model.
+    """
+    tries = [aim] if budget.max_ms is not None else [aim, replace(budget, max_ms=float_ms), budget]
+    for limits in tries:
+        kept = [round_ for round_ in rounds if keeps(round_.measured, limits)]
+        if kept and budget.max_kl is not None:
+            return min(kept, key=lambda round_: round_.measured.disk_bytes)
+        if kept:
+            return min(kept, key=lambda round_: round_.measured.harm.total)
+    last = rounds[-1].measured
+    found = f"{last.disk_bytes / 1e6:.4g} MB, {last.step_ms:.4g} ms a step and {last.harm.mean_kl():.3g} nats"
+    nearest = {"max_mb": last.disk_bytes / 1e6, "max_ms": last.step_ms, "max_kl": last.harm.mean_kl()}
+    lowered = budget.max_ms is not None and aim.max_ms < budget.max_ms
+    raise ImpossibleBudget(
+        f"{_faster(float_ms, aim) + '; ' if lowered else ''}no plan that was measured keeps the budget; "
+        f"the nearest has {found}",
+        {name: nearest[name] for name in budget.limits},
+    )
 
 
 def _adds_up(taken: Sequence[Choice], measured: Outcome) -> bool:

@@ -142,7 +142,8 @@ def _searched(pipeline: Pipeline, folder: Path, recover: float | None, search: d
     made = write(pipeline, adapted.recipe, folder, **watched, more=adapted.write_report)
     found = adapted.recovered
     recovery = None if found is None else found.as_dict()
-    return replace(made, search=adapted.figures(), recovery=recovery, note=adapted.note)
+    note = "; ".join(sentence for sentence in (adapted.pace, adapted.note) if sentence)
+    return replace(made, search=adapted.figures(), recovery=recovery, note=note)
 
 
 def recipe_of(pipeline: Pipeline, plan: Plan, moments: Mapping[str, Tensor] | None = None) -> Recipe:

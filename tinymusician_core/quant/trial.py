@@ -47,6 +47,11 @@ class Packs:
             self._kept[name, scheme] = pack(self._targets[name], scheme, self._moments[name])
         return self._kept[name, scheme]
 
+    def stored(self, schemes: Mapping[str, str]) -> dict[str, dict[str, Tensor]]:
+        """What modules that were slow to pack are stored as in their scheme, by module; the others are left out."""
+        kept = {name: self._kept[name, scheme] for name, scheme in schemes.items() if (name, scheme) in self._kept}
+        return {name: {key: t.contiguous().cpu() for key, t in form.stored().items()} for name, form in kept.items()}
+
 
 @contextmanager
 def tried(modules: nn.Module, schemes: Mapping[str, str], packs: Packs | None = None) -> Iterator[None]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from ..pipeline import Pipeline
-from .apply import Recipe, disk_bytes, plan_record
+from .apply import Recipe, disk_bytes, plan_record, write
+from .cachefile import cache_folder
 from .calibration import Calibration, from_folder, sampled
 from .cost import CostTable, measured_step_s
 from .plan import Plan
@@ -144,6 +146,11 @@ class Workbench:
         self.choices = [self._choice(option, sum(most.values())) for option in self.options]
         self.fixed = Fixed(self._fixed_bytes(), self.pace.offset_s)
 
+    @property
+    def float_ms(self) -> float:
+        """Milliseconds of a step of the float model."""
+        return 1e3 * self.float_step_s
+
     def recipe(self, schemes: Mapping[str, str], name: str = "adaptive") -> Recipe:
         """A plan by the scheme of every module."""
         ordered = {module: schemes[module] for module in self._group_of}
@@ -171,11 +178,23 @@ class Workbench:
         return Outcome(size, 1e3 * self.pace.step_s(self.calls_s(schemes), self._floats(schemes)), harm)
 
     def measure(self, schemes: Mapping[str, str]) -> Outcome:
-        """What a plan is, in memory: its bytes as foreseen, its time, and its harm on the tokens of the search."""
+        """What a plan is: its bytes once it is written, its time, and its harm on the tokens of the search."""
         harm = self.judge.harm(schemes)
         with tried(self.pipeline.modules, schemes, self.judge.packs):
             step_s = measured_step_s(self.pipeline)
-        return Outcome(self.foresee(schemes).disk_bytes, 1e3 * step_s, harm)
+        return Outcome(self.written_bytes(schemes), 1e3 * step_s, harm)
+
+    def written_bytes(self, schemes: Mapping[str, str]) -> int:
+        """The bytes of a plan's files, from a folder that is written in the cache and removed again.
+
+        Raises:
+            OSError: it cannot be written, or the disk is full.
+        """
+        recipe = replace(self.recipe(schemes), tensors=self.judge.packs.stored(schemes))
+        cache = cache_folder()
+        cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix="plan-", dir=cache) as scratch:
+            return write(self.pipeline, recipe, Path(scratch) / self.name).disk_bytes
 
     @cached_property
     def strict(self) -> Judge:

@@ -1,0 +1,161 @@
+"""A plan is faster than the float model where a time was asked for; and its bytes are those of files."""
+
+import pytest
+import torch
+
+import tinymusician_core as tm
+from tinymusician_core.quant import adaptive, calibration, cost, workbench
+from tinymusician_core.quant.adaptive import adapt
+from tinymusician_core.quant.apply import FILES, quantize
+from tinymusician_core.quant.schemes import to_tensors
+from tinymusician_core.quant.search import Choice, Fixed, ImpossibleBudget
+from tinymusician_core.quant.sensitivity import Group, Option
+from tinymusician_core.quant.trial import Harm
+from tinymusician_core.quant.workbench import Outcome, Tokens, Workbench
+from tinymusician_core.tokens import write_tokens
+
+FLOAT_MS, BESIDE_MS = 1.0, 0.4
+BYTES = {"fp32": 4000, "fp16": 2000, "int8": 1000}
+KL = {"fp32": 0.0, "fp16": 0.001, "int8": 0.01}
+
+
+class Bench:
+    """One matrix, whose schemes take other times than are foreseen; all is in the milliseconds of a step."""
+
+    fixed = Fixed(100, BESIDE_MS / 1e3)
+    float_ms = FLOAT_MS
+
+    def __init__(self, foreseen: dict[str, float], measured: dict[str, float] | None = None):
+        self.foreseen, self.measured = foreseen, foreseen | (measured or {})
+        group, self.judge = Group("m", ("m",)), self
+        options = {name: Option(group, name, Harm((KL[name],), 0.0), ()) for name in foreseen}
+        self.choices = [
+            Choice(option, BYTES[name], (foreseen[name] - BESIDE_MS) / 1e3, 0.0, KL[name], 0.0)
+            for name, option in options.items()
+        ]
+
+    def harm(self, schemes):
+        return Harm((KL[schemes["m"]],), 0.0)
+
+    held_out = harm
+
+    def recipe(self, schemes):
+        return schemes
+
+    def foresee(self, schemes):
+        return Outcome(100 + BYTES[schemes["m"]], self.foreseen[schemes["m"]], self.harm(schemes))
+
+    def measure(self, schemes):
+        return Outcome(100 + BYTES[schemes["m"]], self.measured[schemes["m"]], self.harm(schemes))
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """A search on such a bench."""
+    monkeypatch.setattr(Tokens, "of", lambda *_: None)
+
+    def search(bench: Bench, **budget):
+        monkeypatch.setattr(adaptive, "Workbench", lambda *_: bench)
+        return adapt(None, "q", **budget)
+
+    return search
+
+
+def test_a_generous_limit_is_brought_below_the_float_models_time(found):
+    made = found(Bench({"fp32": 1.0, "fp16": 0.9, "int8": 0.7}), max_ms=10.0)
+    assert made.best.schemes == {"m": "fp16"}, "the float model itself keeps ten milliseconds"
+    assert (made.budget.max_ms, made.aim.max_ms) == (10.0, pytest.approx(0.95))
+    assert made.figures()["aim"] == {"max_ms": pytest.approx(0.95)}
+    assert made.figures()["budget"] == {"max_ms": 10.0}
+    assert made.pace == (
+        "max_ms 10 was lowered: the float model takes 1 ms a step, and a plan is to take at most 95% of that, 0.95 ms"
+    )
+
+
+def test_a_limit_below_that_stays_as_it_is(found):
+    made = found(Bench({"fp32": 1.0, "fp16": 0.9, "int8": 0.7}), max_ms=0.8)
+    assert made.best.schemes == {"m": "int8"}
+    assert (made.aim, made.pace) == (made.budget, "")
+
+
+def test_a_plan_that_turns_out_slower_is_repaired(found):
+    bench = Bench({"fp32": 1.0, "fp16": 0.9, "int8": 0.7}, {"fp16": 1.05})
+    for limits in ({"max_ms": 10.0}, {"max_mb": 1.0}):
+        made = found(bench, **limits)
+        assert [round_.schemes["m"] for round_ in made.rounds] == ["fp16", "int8"]
+        assert made.best.schemes == {"m": "int8"}
+        assert made.best.measured.step_ms < FLOAT_MS
+
+
+def test_where_none_turns_out_faster_there_is_no_plan(found):
+    bench = Bench({"fp32": 1.0, "fp16": 0.9, "int8": 0.7}, {"fp16": 1.05, "int8": 0.97})
+    with pytest.raises(ImpossibleBudget, match="the float model takes 1 ms a step, .* no plan that was measured keeps"):
+        found(bench, max_ms=10.0)
+    made = found(bench, max_mb=1.0)
+    assert made.best.schemes == {"m": "int8"}, "without a limit of time the faster of the two will do"
+    assert made.pace == (
+        "no plan was found that keeps the budget and is surely faster than the float model: "
+        "this one takes 0.97 ms a step, the float model 1 ms"
+    )
+
+
+def test_where_none_is_foreseen_to_be_faster_it_is_said_before_any_is_measured(found, monkeypatch):
+    bench = Bench({"fp32": 1.0, "fp16": 0.98, "int8": 1.2})
+    monkeypatch.setattr(bench, "measure", lambda _: pytest.fail("measured"))
+    with pytest.raises(ImpossibleBudget, match="at most 95% of that, 0.95 ms; max_ms 0.95 cannot be kept, 0.98 ") as no:
+        found(bench, max_ms=10.0)
+    assert no.value.nearest["max_ms"] == pytest.approx(0.98)
+    with pytest.raises(ImpossibleBudget, match="^max_ms 0.5 cannot be kept, 0.98 milliseconds a step is the least"):
+        found(bench, max_ms=0.5)
+    with pytest.raises(ImpossibleBudget, match="^max_mb 0.0001 cannot be kept"):
+        found(Bench({"fp32": 1.0, "fp16": 0.9}), max_ms=10.0, max_mb=0.0001)
+
+
+def test_without_a_limit_of_time_the_closest_is_taken_where_none_is_faster(found):
+    made = found(Bench({"fp32": 1.0, "fp16": 0.98, "int8": 1.2}), max_mb=0.0025)
+    assert made.best.schemes == {"m": "fp16"}
+    assert made.aim == made.budget
+    assert "surely faster" in made.pace
+
+
+@pytest.fixture
+def student(tiny_family, monkeypatch, tmp_path):
+    """The tiny student, and few and short measurements in a cache of their own."""
+    monkeypatch.setenv("TINYMUSICIAN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(calibration, "SECONDS", 0.5)
+    for name, windows in (("MOMENT_WINDOWS", 4), ("JUDGE_WINDOWS", 3), ("HELD_OUT_WINDOWS", 2)):
+        monkeypatch.setattr(workbench, name, windows)
+    for name, value in (("LEAST_S", 0.0), ("LEAST_PASSES", 2), ("CLIP_S", 0.5), ("CLIPS", 1)):
+        monkeypatch.setattr(cost, name, value)
+    return tm.load(tiny_family / "student")
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for split in ("train", "validation"):
+        clips = [torch.randint(0, 64, (4, 40), generator=generator) for _ in range(3)]
+        write_tokens(tmp_path / "tokens", split, clips, [{"captions": ["a calm piano"], "bars": [0, 10]}] * 3)
+    return tmp_path / "tokens"
+
+
+def test_the_measured_size_is_that_of_files_whatever_was_foreseen(student, tokens, tmp_path, monkeypatch):
+    foreseen = workbench.disk_bytes
+    monkeypatch.setattr(workbench, "disk_bytes", lambda *order: foreseen(*order) + 1000)
+    made = quantize(student, out_dir=tmp_path / "q", max_kl=0.5, data=tokens, schemes=["fp16", "int8", "int4"])
+    written = sum((made.folder / name).stat().st_size for name in ("config.json", *FILES))
+    assert made.search["measured"]["disk_bytes"] == made.disk_bytes == written
+    assert made.search["foreseen"]["disk_bytes"] == written + 1000
+    assert not list((tmp_path / "cache").glob("plan-*")), "what was written to be measured is gone"
+
+
+def test_what_is_measured_is_what_a_plan_stores(student, tokens):
+    bench = Workbench(student, "q", Tokens.of(student, tokens), ["fp16", "int8", "int4"])
+    plan = bench.complete(dict.fromkeys(("decoder.heads", "decoder.layers.0.fc1", "decoder.layers.1.qkv"), "int4"))
+    assert bench.written_bytes(plan) == bench.foresee(plan).disk_bytes
+    kept = bench.judge.packs.stored(plan)
+    assert set(kept) == {name for name, scheme in plan.items() if scheme == "int4"}
+    for name, tensors in kept.items():
+        wanted = to_tensors(bench.judge.packs.target(name), "int4", bench.moments[name])
+        assert set(tensors) == set(wanted)
+        assert all(torch.equal(tensors[key], wanted[key]) for key in wanted)
