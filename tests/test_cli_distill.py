@@ -152,9 +152,57 @@ def test_a_dry_run_measures_and_writes_nothing(capsys, tiny_family, tmp_path):
         assert words in printed
 
 
+def test_a_dry_run_for_a_machine_that_is_not_here(capsys, tiny_family, tmp_path):
+    how = ["distill", "--teacher", str(tiny_family / "teacher"), "--prompts", "built-in", "--layers", "0,2"]
+    how += ["--seconds", "2", "--batch", "12", "--accumulate", "3", "--steps", "1000", "--dry-run"]
+    code, printed, err = run(capsys, *how, "--json")
+    assert (code, err) == (0, "")
+    here = json.loads(printed.splitlines()[-1])
+    assert here["assumed_tflops"] is None
+    code, printed, err = run(capsys, *how, "--device", "cuda", "--assume-tflops", "40", "--json")
+    assert (code, err) == (0, ""), "no GPU is needed"
+    there = json.loads(printed.splitlines()[-1])
+    assert (there["device"], there["assumed_tflops"], there["threads"]) == ("cuda", 40.0, None)
+    assert there["peak_memory_bytes"] is None
+    assert there["flops_per_step"] == pytest.approx(here["flops_per_step"], rel=1e-3)
+    assert there["activation_bytes"] == pytest.approx(here["activation_bytes"], rel=0.02)
+    assert there["step_s"] == pytest.approx(there["flops_per_step"] / 40e12)
+    assert there["hours"] == pytest.approx(1000 * there["step_s"] / 3600)
+    parts = ("teacher", "weights", "average", "gradient", "optimizer", "activation")
+    for cost in (here, there):
+        assert cost["expected_memory_bytes"] == sum(cost[f"{name}_bytes"] for name in parts)
+    code, printed, _ = run(
+        capsys, *how[:-3], "--minutes", "10", "--dry-run", "--device", "cuda", "--assume-tflops", "40"
+    )
+    assert code == 0
+    assert f"{int(600 / there['step_s']):,} steps, 0.17 hours" in printed
+    assert "time is an estimate from the 40 TFLOP/s that were assumed: no cuda was timed" in printed
+    assert "on cuda at 40 TFLOP/s, estimated" in printed
+    assert "measured" not in printed.split("peak memory")[1].split("\n")[0].replace("not measured", "")
+
+
+def test_attention_counts_among_a_steps_operations():
+    from torch.nn.functional import scaled_dot_product_attention
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from tinymusician_core.distill.cost import ATTENTION_FLOPS
+
+    query = torch.randn(1, 2, 64, 16, requires_grad=True)
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
+        made = scaled_dot_product_attention(query, query, query, is_causal=True)
+    forward = counter.get_total_flops()
+    assert forward == 2 * 2 * 2 * 64 * 64 * 16, "two products for each of two heads"
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
+        made.sum().backward()
+    assert counter.get_total_flops() == pytest.approx(2.5 * forward), "five products, one of them made anew"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("--layers", "2", "-o", "out", "--data", "d", "--assume-tflops", "40"), "--assume-tflops is for --dry-run"),
+        (("--layers", "2", "--dry-run", "--assume-tflops", "-1"), "assume tflops must be a number above 0"),
+        (("--layers", "2", "--dry-run", "--assume-tflops", "40", "--on-policy", "0.5"), "leave on_policy out"),
         (("--layers", "2"), "-o is missing"),
         (("--layers", "2", "-o", "out"), "--data or --prompts is missing"),
         (("--layers", "0,x", "-o", "out", "--data", "d"), "layers must be whole numbers with commas"),

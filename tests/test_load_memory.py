@@ -16,7 +16,11 @@ from tinymusician_core.quant.loading import read_header, read_tensor
 from tinymusician_core.quant.plan import Plan
 from tinymusician_core.quant.schemes import from_tensors, to_tensors
 
-WIDE = 1024
+WIDE, LAYERS = 1024, 6
+# Half of the layers in each: were one of them held twice, or in float, the peak would lie far beyond what is allowed.
+MIXED = Plan.of(
+    {"*": "fp16", "decoder.layers.*": "int8", **{f"decoder.layers.{i}.*": "int4" for i in range(LAYERS // 2)}}
+)
 MEASURE = """
 import json, sys
 from tinymusician_core.worker_process import import_everything, touch_kernels
@@ -40,7 +44,7 @@ def wide(tiny_family, tmp_path_factory):
     models = tmp_path_factory.mktemp("wide") / "models"
     shutil.copytree(tiny_family, models)
     tokens = {"vocab_size": 64, "pad_token_id": 64, "bos_token_id": 64}
-    sizes = {"hidden_size": WIDE, "num_hidden_layers": 2, "num_attention_heads": 16, "ffn_dim": 4 * WIDE}
+    sizes = {"hidden_size": WIDE, "num_hidden_layers": LAYERS, "num_attention_heads": 16, "ffn_dim": 4 * WIDE}
     config = MusicgenDecoderConfig(**tokens, **sizes, num_codebooks=4)
     state = {f"decoder.{k}": v for k, v in MusicgenForCausalLM(config).state_dict().items()}
     projection = scramble(nn.Linear(text_config().d_model, WIDE), seed=1)
@@ -50,15 +54,15 @@ def wide(tiny_family, tmp_path_factory):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is Linux's")
-@pytest.mark.parametrize("scheme", ["int4", "int8"])
-def test_loading_takes_little_more_than_the_files(wide, tiny_family, tmp_path, scheme):
+def test_loading_takes_little_more_than_the_files(wide, tiny_family, tmp_path):
+    """Some 8 to 12 MB beside the weights are the same however many layers of this size there are."""
     small = quantize(tm.load(tiny_family / "student"), "int8", tmp_path / "small").folder
-    made = quantize(wide, Plan.of({"*": "fp16", "decoder.layers.*": scheme}), tmp_path / "q")
+    made = quantize(wide, MIXED, tmp_path / "q")
     command = [sys.executable, "-c", MEASURE, str(small), str(made.folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["disk"] == made.disk_bytes > 15e6
-    assert found["peak"] < 1.6 * found["disk"], "a few megabytes of it are the same for a model of any size"
+    assert found["disk"] == made.disk_bytes > 60e6
+    assert 0.9 * found["disk"] < found["peak"] <= 1.3 * found["disk"]
 
 
 def test_tensors_are_read_one_by_one_as_they_were_written(tmp_path):

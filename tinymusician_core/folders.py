@@ -44,9 +44,10 @@ def whole_folder(folder: Path, kind: str) -> Iterator[Path]:
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
+                _usual_mode(file, 0o666)
                 with open(file, "rb+") as handle:
                     os.fsync(handle.fileno())
-        _usual_mode(partial)
+        _usual_mode(partial, 0o777)
         _exchange(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -67,11 +68,11 @@ def _exchange(partial: Path, folder: Path) -> None:
         shutil.rmtree(earlier, ignore_errors=True)
 
 
-def _usual_mode(folder: Path) -> None:
-    """Readable as any new folder is: mkdtemp makes them for their owner alone."""
+def _usual_mode(path: Path, mode: int) -> None:
+    """Readable as any new file or folder is: mkdtemp and safetensors make theirs for their owner alone."""
     mask = os.umask(0)
     os.umask(mask)
-    folder.chmod(0o777 & ~mask)
+    path.chmod(mode & ~mask)
 
 
 def _kind_of(folder: Path) -> str | None:

@@ -78,6 +78,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint-every", default="180", help="seconds between checkpoints (default 180)")
     parser.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too")
     parser.add_argument("--dry-run", action="store_true", help="show the plan and what it costs, and write nothing")
+    parser.add_argument(
+        "--assume-tflops", help="with --dry-run: for a machine that is not here and sustains so many TFLOP/s"
+    )
 
 
 def read_layers(text: str) -> int | tuple[int, ...]:
@@ -127,6 +130,8 @@ def run_distill(options: argparse.Namespace) -> int:
     layers, settings = read_layers(options.layers), read_options(options)
     if options.dry_run:
         return _dry_run(options, layers, settings)
+    if options.assume_tflops is not None:
+        raise ValueError("--assume-tflops is for --dry-run: a run takes the time that it takes")
     if options.output is None:
         raise ValueError("-o is missing: the folder to make")
     if options.data is None and options.prompts is None:
@@ -184,10 +189,11 @@ def _dry_run(options: argparse.Namespace, layers: int | tuple[int, ...], setting
     """Show what the run would be and cost."""
     from ..distill.cost import cost_of
 
+    assumed = read_amount("assume tflops", options.assume_tflops)
     with show.bar() as bar:
         bar.show("distilling: two steps on noise", 0, None)
         clips = None if options.prompts is None else read_count("clips", options.clips)
-        cost = cost_of(options.teacher, layers, tokens_dir=options.data, clips=clips, **settings)
+        cost = cost_of(options.teacher, layers, tokens_dir=options.data, clips=clips, assume_tflops=assumed, **settings)
     if options.json:
         show.emit_json({"teacher": options.teacher, **cost.as_dict()})
         return 0
@@ -195,33 +201,44 @@ def _dry_run(options: argparse.Namespace, layers: int | tuple[int, ...], setting
     for name, value in _rows(options, cost):
         table.add_row(name, value)
     show.print_table(table)
+    if assumed is not None:
+        print(f"time is an estimate from the {assumed:g} TFLOP/s that were assumed: no {cost.device} was timed")
     if options.prompts is not None:
         print("the time in which the teacher plays its clips is not in this: `tinymusician bench` measures its speed")
     return 0
 
 
-def _rows(options: argparse.Namespace, cost) -> list[tuple[str, str]]:
-    def mb(size: int | None) -> str:
-        return show.shown(None if size is None else size / 1e6, "{:,.1f} MB")
+def _mb(size: int | None) -> str:
+    return show.shown(None if size is None else size / 1e6, "{:,.1f} MB")
 
+
+def _rows(options: argparse.Namespace, cost) -> list[tuple[str, str]]:
     shape = f"layers {', '.join(map(str, cost.layers))}; {cost.width} wide, {cost.heads} heads, ffn {cost.ffn}"
     million = f"{cost.student_parameters / 1e6:,.1f} of {cost.decoder_parameters / 1e6:,.1f} million, {cost.share:.0%}"
     rows = [
         ("student", f"{shape} of {options.teacher}"),
         ("decoder parameters", million),
-        ("teacher", mb(cost.teacher_bytes)),
-        ("student's weights", mb(cost.weights_bytes)),
-        ("their average", mb(cost.average_bytes)),
-        ("gradients", mb(cost.gradient_bytes)),
-        ("optimizer", mb(cost.optimizer_bytes)),
-        ("activations", f"{mb(cost.activation_bytes)}, of one part of a batch"),
-        ("peak memory", f"{mb(cost.peak_memory_bytes)}, measured, all that this process had"),
-        (
-            "a step",
-            f"{cost.step_s:.2f} s on {cost.device}, {cost.threads} threads; {cost.flops_per_step / 1e12:.3g} TFLOP",
-        ),
+        ("teacher", _mb(cost.teacher_bytes)),
+        ("student's weights", _mb(cost.weights_bytes)),
+        ("their average", _mb(cost.average_bytes)),
+        ("gradients", _mb(cost.gradient_bytes)),
+        ("optimizer", _mb(cost.optimizer_bytes)),
+        ("activations", f"{_mb(cost.activation_bytes)}, of one part of a batch"),
+        ("expected memory", f"{_mb(cost.expected_memory_bytes)}, the sum of these; kernels need some more for moments"),
+        ("peak memory", f"{_mb(cost.peak_memory_bytes)}{_measured(cost)}"),
+        ("a step", f"{cost.step_s:.3g} s {_where(cost)}; {cost.flops_per_step / 1e12:.3g} TFLOP"),
         ("the budget", f"{cost.steps:,} steps, {cost.hours:,.2f} hours"),
     ]
     if options.cache_logits is not None:
-        rows.append(("cached logits on disk", mb(cost.cache_bytes)))
+        rows.append(("cached logits on disk", _mb(cost.cache_bytes)))
     return rows
+
+
+def _measured(cost) -> str:
+    return "" if cost.peak_memory_bytes is None else ", measured, all that this process had"
+
+
+def _where(cost) -> str:
+    if cost.assumed_tflops is None:
+        return f"on {cost.device}, {cost.threads} threads"
+    return f"on {cost.device} at {cost.assumed_tflops:g} TFLOP/s, estimated"
