@@ -22,6 +22,7 @@ def shard(text: str) -> tuple[int, int]:
 
 OPTIONS = {
     "work": {"type": Path, "required": True, "help": "the folder that holds everything the recipe makes"},
+    "student": {"type": Path, "required": True, "help": "the folder that tinymusician distill made"},
     "assets": {"type": Path, "default": Path("assets"), "help": "default assets"},
     "device": {"default": "cpu", "help": "cpu or cuda (default cpu)"},
     "minutes": {"type": float, "help": "training time over all resumed runs (default %(default)g)"},
@@ -114,6 +115,13 @@ def publish(work: Path, assets: Path) -> None:
     publish_teacher(work, assets)
 
 
+def publish_student(student: Path, assets: Path) -> None:
+    """Write a distilled student into assets."""
+    from tinymusician_core.pretrain.publish import publish_student
+
+    publish_student(student, assets)
+
+
 def publish_listener(work: Path, assets: Path) -> None:
     """Measure the listener on unseen tunes and write it into assets."""
     from tinymusician_core.pretrain.listener import publish_listener
@@ -146,6 +154,7 @@ STAGES = (
     listener,
     figures,
     publish,
+    publish_student,
     publish_listener,
     held_out,
     manifest,

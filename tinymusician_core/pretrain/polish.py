@@ -26,7 +26,7 @@ FRAMES = 32
 # The parts of the encoder that nothing but the notes goes through.
 HEARING = ("note_blocks", "note_norm", "to_score", "to_harmony", "to_players")
 SOUND_WEIGHT, FEATURE_WEIGHT = 10.0, 2.0
-JUDGED_FROM = 0.7  # the share of the budget after which the discriminators take part
+JUDGED_FROM = 0.9  # the share of the budget after which the discriminators take part
 
 
 class PolishTraining(nn.Module):
@@ -83,9 +83,9 @@ def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8,
     torch.manual_seed(0)
     model = PolishTraining(codec.to(device))
     settings = TrainSettings(
-        learning_rate=1e-3,
+        learning_rate=5e-4,
         minutes=minutes,
-        warm_up_steps=200,
+        warm_up_steps=100,
         weight_decay=0.0,
         betas=(0.8, 0.98),
         clip_norm=20.0,

@@ -8,9 +8,11 @@ import subprocess
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from tinymusician_core.bundle import save_family
 from tinymusician_core.files import sha256_of, whole_file
+from tinymusician_core.guidance import GUIDANCE, read_guidance
 from tinymusician_core.pretrain.codec import finished_codec
 from tinymusician_core.pretrain.teacher import LONGEST_S, PROBES, TeacherConfig, TeacherTraining
 from tinymusician_core.training import CHECKPOINT
@@ -21,13 +23,18 @@ SOURCES = (
     "all in the public domain, from the music21 corpus. "
     "Sound: MuseScore General soundfont (MIT, parts public domain or CC0) through FluidSynth."
 )
+TEACHER = (
+    "python -m tinymusician_core.pretrain notes --work WORK, then teacher --minutes 75, stopped at step 900; "
+    "then tokens, and teacher --minutes 95, stopped at step 1,367"
+)
 RECIPES = {
-    "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 24, on the first 2,000 pieces; "
-    "then polish --minutes 45 on all",
-    "models/text": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 72",
-    "models/teacher": "python -m tinymusician_core.pretrain teacher --work WORK --minutes 72",
+    "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 27 --start-from CODEC, which had "
+    "been trained for 24 and then 30 minutes with fewer written codebooks; then polish --minutes 14",
+    "models/text": TEACHER,
+    "models/teacher": TEACHER,
     "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 3 "
-    "--minutes 22 --batch 6 --seconds 20 -o assets/models/student",
+    "--minutes 13 --batch 6 --seconds 20 -o STUDENT; then python -m tinymusician_core.pretrain publish-student "
+    "--student STUDENT, beside the codec polished since",
     "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens "
     "--max-mb 5.8 -o assets/models/quantized",
     "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, then publish-listener; "
@@ -62,6 +69,15 @@ def publish_teacher(work: Path, assets: Path) -> None:
     state |= {f"enc_to_dec_proj.{k}": v for k, v in model.enc_to_dec_proj.state_dict().items()}
     shape = model.config.decoder_config().to_dict()
     save_family(models / "teacher", "teacher", shape, state, dtype=torch.float32, window_s=LONGEST_S)
+
+
+def publish_student(student: Path, assets: Path) -> None:
+    """Write a distilled student into `assets/models`, beside the text encoder and the codec that are there: those that
+    it was distilled with, or a codec polished since."""
+    record = json.loads((student / "config.json").read_text(encoding="utf-8"))
+    state, target = load_file(student / "model.safetensors"), assets / "models" / "student"
+    guidance = read_guidance(record.get(GUIDANCE), "student")
+    save_family(target, "student", record["decoder"], state, window_s=record["window_s"], guidance=guidance)
 
 
 def recipe_commit(folder: Path) -> str:

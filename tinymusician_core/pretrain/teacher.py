@@ -36,7 +36,7 @@ class TeacherConfig:
     """Sizes of the language model and the text encoder, and how they are trained.
 
     `codebook_weights` follow what a listener loses with each codebook (the `figures` stage draws its codes at random
-    and measures): melody, harmony and who plays carry the music, the last is close to noise.
+    and measures) and how sure they can be: the first three are music as it is written, the last is how it sounds.
     """
 
     width: int = 256
