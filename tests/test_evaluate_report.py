@@ -19,6 +19,7 @@ from tinymusician_core.evaluate.run import evaluate
 from tinymusician_core.evaluate.summary import SPEED
 from tinymusician_core.files import sha256_of
 from tinymusician_core.guidance import FEATURES, GUIDANCE, WEIGHT
+from tinymusician_core.measure.report import NOTHING
 
 MODELS = ("teacher", "student")
 QUICK = {"models": MODELS, "clips": 20, "seconds": 1, "speed": False}
@@ -79,6 +80,8 @@ def rows_of(text: str, heading: str) -> dict[str, list[str]]:
 
 
 def shown(figure, form: str) -> str:
+    if figure["value"] is None:
+        return NOTHING
     ends = "" if figure["low"] is None else f" ({form.format(figure['low'])} to {form.format(figure['high'])})"
     return form.format(figure["value"]) + ends
 

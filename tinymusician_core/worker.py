@@ -218,6 +218,8 @@ class Worker:
         on_audio: Callable[[dict], None] | None = None,
     ) -> dict:
         """Send an order, pass on its progress and sound, and return its answer or raise its error."""
+        if should_stop is not None and should_stop():
+            raise Cancelled("stopped before it began")
         self._order += 1
         self._send(order)
         answered = stopped = False
