@@ -126,6 +126,10 @@ def test_harm_is_the_divergence_by_hand_and_nothing_for_the_float_model(student,
     noise = float((sounds[1] - sounds[0]).square().sum() / sounds[0].square().sum() / 2)
     assert harm.codec == pytest.approx(noise, rel=1e-3)
     assert judge.harm({"codec.decoder.magnitude": "int4"}).kl == (0.0,) * 4
+    for window, value in enumerate(harm.windows):
+        each = [float(wanted[window, k][found.valid[window, k]].mean()) for k in range(4)]
+        assert value == pytest.approx(sum(each) / 4, rel=1e-4)
+    assert len(harm.windows) == 5
     assert harm.mean_kl() == pytest.approx(sum(harm.kl) / 4)
     weighted = Judge(student, found, weights=(3, 1, 1, 1)).harm(schemes)
     assert weighted.kl == harm.kl
@@ -279,12 +283,60 @@ def test_what_is_written_does_the_harm_that_was_measured(student, tokens, tmp_pa
 
 def test_plans_are_compared_and_drawn(student, tokens, tmp_path):
     made = quantize(student, out_dir=tmp_path / "q", max_kl=0.5, data=tokens, schemes=SCHEMES, compare=True)
-    report = json.loads((made.folder / "report.json").read_text())
+    report, text = json.loads((made.folder / "report.json").read_text()), (made.folder / "report.md").read_text()
     families = {plan["family"] for plan in report["compared"]}
     assert families == {"uniform", "paper", "layers", "adaptive"}
+    assert len(report["compared"]) >= 12
     assert (made.folder / "plans.png").read_bytes()[:4] == b"\x89PNG"
     points = {plan["name"]: (plan["disk_bytes"], plan["kl"] + plan["codec_error"]) for plan in report["compared"]}
     assert set(best_of(points)) <= set(points)
+    _check_size_by_size(report, text)
+    _check_seconds(report, text)
+
+
+def _check_size_by_size(report, text):
+    """Every uniform plan's size is held against an adaptive plan that has no more bytes, and no more KL."""
+    uniform = [plan for plan in report["compared"] if plan["family"] == "uniform"]
+    held = [each for each in report["size_by_size"] if each["rival"]["family"] == "uniform"]
+    assert {each["rival"]["disk_bytes"] for each in held} == {plan["disk_bytes"] for plan in uniform}
+    for each in report["size_by_size"]:
+        rival, mine, best = each["rival"], each["adaptive"], each["best_fixed"]
+        if "max_mb" in each["limits"]:
+            assert mine["disk_bytes"] <= rival["disk_bytes"] == round(1e6 * each["limits"]["max_mb"])
+        word = "better" if mine["kl"] < best["kl"] else "worse"
+        assert each["measured"] in ((word,) if mine["kl"] != best["kl"] else ("equal", "the same plan"))
+        assert each["apart_held_out"]["kl"] == pytest.approx(mine["held_out"]["kl"] - best["held_out"]["kl"], abs=1e-6)
+        if rival["family"] == "uniform":
+            smaller = [plan["kl"] for plan in uniform if plan["disk_bytes"] <= rival["disk_bytes"]]
+            assert mine["kl"] <= best["kl"] == min(smaller)
+    said = report["verdict"]
+    assert said["sizes"] == len(held) == said["better"] + said["equal"] + said["the same plan"]
+    assert isinstance(said["beats_the_papers_map_in_size_speed_and_kl"], bool)
+    assert f"Of {len(held)} sizes of plans of one scheme, the adaptive plan has the lower KL at" in text
+    assert "the paper's map in size, speed and KL at once" in text
+
+
+def _check_seconds(report, text):
+    spent, parts = report["seconds"], report["seconds"]["parts"]
+    assert None not in parts.values(), "all that a comparison does was done"
+    assert all(part["seconds"] > 0 for part in parts.values())
+    assert sum(part["seconds"] for part in parts.values()) <= spent["total_s"]
+    assert parts["sensitivity"]["measured"] > 0 == parts["sensitivity"]["from_earlier_runs"]
+    assert f"{parts['sensitivity']['measured']} measured, 0 from earlier runs" in text
+
+
+def test_a_search_says_what_an_earlier_one_had_measured(student, tokens, tmp_path):
+    for name in ("a", "b"):
+        quantize(student, out_dir=tmp_path / name, max_kl=0.5, data=tokens, schemes=SCHEMES)
+    first, again = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("a", "b"))
+    for part in ("sensitivity", "cost"):
+        before, after = first["seconds"]["parts"][part], again["seconds"]["parts"][part]
+        assert before["measured"] > 0 == before["from_earlier_runs"]
+        assert (after["measured"], after["from_earlier_runs"]) == (0, before["measured"])
+    assert again["seconds"]["parts"]["comparing"] is None
+    text = (tmp_path / "b" / "report.md").read_text()
+    assert f"0 measured, {before['measured']} from earlier runs" in text
+    assert "| not done |" in next(line for line in text.splitlines() if line.startswith("| comparing: "))
 
 
 def test_best_of_keeps_what_nothing_beats():

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import tinymusician_core as tm
-from tinymusician_core.quant import adaptive, calibration, cost, workbench
+from tinymusician_core.quant import adaptive, calibration, compared, cost, workbench
 from tinymusician_core.quant.adaptive import adapt
 from tinymusician_core.quant.apply import FILES, quantize
+from tinymusician_core.quant.clock import Clock
 from tinymusician_core.quant.schemes import to_tensors
 from tinymusician_core.quant.search import Choice, Fixed, ImpossibleBudget
 from tinymusician_core.quant.sensitivity import Group, Option
@@ -26,7 +27,7 @@ class Bench:
     float_ms = FLOAT_MS
 
     def __init__(self, foreseen: dict[str, float], measured: dict[str, float] | None = None):
-        self.foreseen, self.measured = foreseen, foreseen | (measured or {})
+        self.foreseen, self.measured, self.clock = foreseen, foreseen | (measured or {}), Clock()
         group, self.judge = Group("m", ("m",)), self
         options = {name: Option(group, name, Harm((KL[name],), 0.0), ()) for name in foreseen}
         self.choices = [
@@ -51,8 +52,9 @@ class Bench:
 
 @pytest.fixture
 def found(monkeypatch):
-    """A search on such a bench."""
+    """A search on such a bench; there are no fixed plans beside it."""
     monkeypatch.setattr(Tokens, "of", lambda *_: None)
+    monkeypatch.setattr(compared, "fixed_plans", lambda _: {})
 
     def search(bench: Bench, **budget):
         monkeypatch.setattr(adaptive, "Workbench", lambda *_: bench)

@@ -79,6 +79,21 @@ def test_no_plan_is_better(names, seed):
     assert figures(found)[goal] <= min(figures(plan)[goal] for plan in able) * (1 + 1e-5) + 2e-6
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_no_plan_with_as_little_kl_of_the_language_model_is_better(seed):
+    choices = make(seed)
+    limits = limits_between(choices, ("max_mb",), 0.45)
+    free = sum(choice.kl for choice in search(choices, FIXED, Budget(**limits)))
+    most = 0.5 * (free + min(sum(c.kl for c in plan) for plan in every_plan(choices) if kept(plan, limits)))
+    found = search(choices, FIXED, Budget(**limits), most)
+    able = [plan for plan in every_plan(choices) if kept(plan, limits) and sum(c.kl for c in plan) <= most]
+    assert kept(found, limits)
+    assert sum(choice.kl for choice in found) <= most
+    assert figures(found)["harm"] <= min(figures(plan)["harm"] for plan in able) * (1 + 1e-5) + 2e-6
+    with pytest.raises(ImpossibleBudget):
+        search(choices, FIXED, Budget(**limits), 0.0)
+
+
 def test_of_equals_the_quicker_is_taken():
     group = Group("m", ("m",))
     same = [Option(group, name, Harm((0.0,), 0.0), ()) for name in ("slow", "quick")]

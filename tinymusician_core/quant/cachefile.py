@@ -34,14 +34,23 @@ class Measured:
                 record = _record(line)
                 if record is not None:
                     self._records[record.pop("key")] = record
+        self._new: set[str] = set()
+        self._asked: set[str] = set()
 
     def get(self, key: str) -> dict | None:
         """The record of a key; None where there is none yet."""
+        self._asked.add(key)
         return self._records.get(key)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many records were put so far, and how many others were asked for and are an earlier run's."""
+        return len(self._new), len((self._asked & self._records.keys()) - self._new)
 
     def put(self, key: str, record: Mapping) -> None:
         """Keep a record, in memory and on disk."""
         self._records[key] = dict(record)
+        self._new.add(key)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"\n", b"")
         with open(self.path, "a", encoding="utf-8") as file:

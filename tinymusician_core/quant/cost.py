@@ -99,6 +99,11 @@ class CostTable:
         self._cache = Measured(f"costs-{machine_hash()}")
         self._fresh, self._measured = fresh, set()
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many costs were measured, and how many of those that were asked for an earlier run had measured."""
+        return self._cache.counts
+
     def stage(self, name: str) -> str | None:
         """The stage in which a module is called: "step", "text" or "codec"; None for what is neither."""
         return self._works[name].stage if name in self._works else None

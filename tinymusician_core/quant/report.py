@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from ..measure.machine import describe
 from ..measure.report import cell, document, table, write_files
+from .against import section, verdict
+from .clock import PARTS
 from .sensitivity import Option
 from .workbench import Outcome, Workbench
 
 if TYPE_CHECKING:
     from .adaptive import Adapted
-    from .compared import Compared
+    from .against import Compared
 
 PICTURE = "plans.png"
 COLOURS = {"adaptive": "#3b5bdb", "uniform": "#e8590c", "paper": "#9c36b5", "layers": "#868e96"}
@@ -27,6 +29,14 @@ EXPLANATION = """How it was measured:
 - Foreseen: the sum of what each module's scheme does when it alone is used, and of what its calls take. Measured: the
   whole plan. Held out: the same on tokens that neither the rounding nor the search has seen.
 - A call's time is that of the engine's own product on this machine, among as many weights as a step reads.
+- Size by size: an adaptive plan is searched for the bytes of each plan of one scheme, and has no more. It is held
+  against the closest plan of one scheme that is no larger, on the same windows of tokens, and is to have less KL than
+  that one and no more of KL and codec error together; where no such plan is found it is that one itself. "KL is" says
+  which is lower on the tokens of the search, "held out" whether that can be told on tokens that it has not seen: their
+  difference has a 95% interval by halves of the windows. The paper's map is held against plans within its bytes, and
+  within its KL.
+- Time: seconds of the wall clock, without loading the model and writing the files. What an earlier run had measured is
+  read from the cache and takes none.
 - int4 is rounded by GPTQ (arXiv 2210.17323) with the inputs' second moments; this holds for the uniform plans too.
 """
 
@@ -47,10 +57,10 @@ def record(found: Adapted) -> dict:
             {"foreseen": round_.foreseen.as_dict(), "measured": round_.measured.as_dict()} for round_ in found.rounds
         ],
         "modules": [_module(bench, option) for option in bench.chosen(found.best.schemes)],
-        "compared": [
-            {"name": plan.name, "family": plan.family, **plan.measured.as_dict(), "held_out": _harm(plan.held_out)}
-            for plan in found.compared
-        ],
+        "compared": [plan.as_dict() for plan in found.compared],
+        "size_by_size": [each.as_dict() for each in found.against],
+        "verdict": verdict(found.against) if found.against else None,
+        "seconds": found.seconds,
         "costs": bench.costs.table(bench.schemes),
         "not_offered": bench.not_offered,
         "tokens": {part: getattr(tokens, part).source for part in ("moments", "judge", "held_out")},
@@ -93,6 +103,8 @@ def markdown(found: Adapted) -> str:
         kept = [_row(plan.name, plan.measured, plan.held_out.mean_kl()) for plan in _sorted(found.compared)]
         blocks += ["## Beside other plans", table(["plan", "MB", "ms a step", "KL", "codec", "KL held out"], kept)]
         blocks += [f"![size and harm of the plans]({PICTURE})"]
+    blocks += [section(found.against)] if found.against else []
+    blocks += ["## What it took", _seconds(found.seconds)]
     blocks += ["## Module by module", _modules(found), EXPLANATION]
     return document("A plan for a budget", notes, *blocks)
 
@@ -102,6 +114,23 @@ def _row(name: str, outcome: Outcome, held_out: float | None = None) -> list[str
     cells = [name, f"{outcome.disk_bytes / 1e6:.3f}", cell(outcome.step_ms, "{:.3f}")]
     cells += [f"{harm.mean_kl():.6f}", f"{harm.codec:.6f}"]
     return cells if held_out is None else [*cells, f"{held_out:.6f}"]
+
+
+def _seconds(spent: dict) -> str:
+    """Every part of the search with its seconds."""
+    rows, rest = [], spent["total_s"]
+    for name, what in PARTS.items():
+        part = spent["parts"][name]
+        if part is None:
+            rows.append([f"{name}: {what}", "not done", ""])
+            continue
+        rest -= part["seconds"]
+        kept = ""
+        if "measured" in part:
+            kept = f"{part['measured']} measured, {part['from_earlier_runs']} from earlier runs"
+        rows.append([f"{name}: {what}", f"{part['seconds']:.1f}", kept])
+    rows += [["the rest", f"{max(0.0, rest):.1f}", ""], ["all of it", f"{spent['total_s']:.1f}", ""]]
+    return table(["part", "seconds", "figures"], rows)
 
 
 def _sorted(plans: tuple[Compared, ...]) -> list[Compared]:

@@ -84,15 +84,20 @@ class ImpossibleBudget(ValueError):
         self.nearest = nearest
 
 
-def search(choices: Sequence[Choice], fixed: Fixed, budget: Budget) -> list[Choice]:
+def search(choices: Sequence[Choice], fixed: Fixed, budget: Budget, most_kl: float = math.inf) -> list[Choice]:
     """The best choice of each group, in the order of the groups.
+
+    Args:
+        choices, fixed: what there is to choose from, and what a plan takes beside it.
+        budget: the limits.
+        most_kl: of the language model alone, in nats a token; it changes nothing of what is best.
 
     Raises:
         ImpossibleBudget: there is none; it says which limit binds, and the nearest that can be kept.
     """
     program = _Program(choices, fixed)
     limits = budget.limits
-    found = program.solve(program.bytes_first() if "max_kl" in limits else program.harm_first(), limits)
+    found = program.solve(program.bytes_first() if "max_kl" in limits else program.harm_first(), limits, most_kl)
     if found is None:
         raise _impossible(program, limits)
     return found
@@ -177,9 +182,12 @@ class _Program:
         )
         return None if made.x is None else made.x > 0.5
 
-    def solve(self, objective: np.ndarray, limits: dict[str, float]) -> list[Choice] | None:
+    def solve(self, objective: np.ndarray, limits: dict[str, float], most_kl: float = math.inf) -> list[Choice] | None:
         """The choices with the least of an objective within limits; None where there are none."""
-        taken = self._run(objective, self._rows(limits))
+        rows = self._rows(limits)
+        if most_kl < math.inf:
+            rows.append((self._kl, 1e6 * most_kl))
+        taken = self._run(objective, rows)
         return None if taken is None else [c for c, yes in zip(self._choices, taken, strict=True) if yes]
 
     def least(self, name: str, limits: dict[str, float]) -> float | None:

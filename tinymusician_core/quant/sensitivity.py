@@ -15,6 +15,7 @@ from ..records import Cancelled
 from . import bnb, embeddings, gptq, int4, linears, size, trial
 from . import schemes as schemes_module
 from .cachefile import Measured
+from .clock import Clock
 from .plan import packable
 from .schemes import SCHEMES, to_tensors
 from .size import Stored
@@ -77,6 +78,7 @@ def sensitivities(
     on_progress: OnOption | None = None,
     should_stop: Callable[[], bool] | None = None,
     rows: Mapping[str, Tensor] | None = None,
+    clock: Clock | None = None,
 ) -> list[Option]:
     """Measure every scheme on every group alone; what an earlier run has measured is read from the cache.
 
@@ -91,6 +93,7 @@ def sensitivities(
         schemes: those that may be used; what cannot take a group, or not hold its weights, is left out of its options.
         on_progress, should_stop: told of, and asked before, every measurement.
         rows: inputs [n,I] of the linear layers, for the short way; None measures all through the whole model.
+        clock: told how many were measured, and how many an earlier run had measured.
 
     Raises:
         Cancelled: `should_stop` said so; what was measured is kept.
@@ -107,6 +110,8 @@ def sensitivities(
         if all(SCHEMES[scheme].takes(targets[name]) for name in group.modules):
             option = _option(group, scheme, targets, cache, _way(judge, group, options, rows), judge.weights)
             options += [] if option is None else [option]
+    if clock is not None:
+        clock.note("sensitivity", *cache.counts)
     return options
 
 

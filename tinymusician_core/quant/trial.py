@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -112,11 +112,14 @@ class Harm:
         codec: half the energy of what the codec gets wrong over that of its sound: the KL of two normal distributions
             as far apart as that, as wide as the sound is loud. So it can stand beside the other.
         weights: how much each codebook counts in the mean; all alike where None.
+        windows: the mean KL over codebooks of each window of tokens, for plans to be compared window by window; none
+            where it was not measured.
     """
 
     kl: tuple[float, ...]
     codec: float
     weights: tuple[float, ...] | None = None
+    windows: tuple[float, ...] = field(default=(), compare=False)
 
     def mean_kl(self) -> float:
         """The mean over codebooks, weighted."""
@@ -171,21 +174,23 @@ class Judge:
         return self._pipeline.codec.decode(self._calibration.codes[:CODEC_WINDOWS].clamp_min(0))
 
     @torch.inference_mode()
-    def divergence(self, text_changed: bool = True) -> tuple[float, ...]:
-        """The KL of each codebook as the modules stand now; the text is read anew unless it is as it was."""
-        return self._apart(self._encode(self._pipeline) if text_changed else self._states, self._pipeline)
-
-    @torch.inference_mode()
     def divergence_of(self, other: Pipeline) -> Harm:
         """The harm of another pipeline of the same shape, that of its codec left out."""
-        return Harm(self._apart(self._encode(other), other), 0.0, self.weights)
+        return self._harm(self._apart(self._encode(other), other))
 
-    def _apart(self, states: tuple[Tensor, Tensor], pipeline: Pipeline) -> tuple[float, ...]:
+    def _apart(self, states: tuple[Tensor, Tensor], pipeline: Pipeline) -> Tensor:
+        """The KL over all positions of a window and codebook, float64 [R,K]."""
         valid = [self._calibration.valid[some] for some, *_ in batches(self._pipeline, states)]
-        total = torch.zeros(self._calibration.codes.shape[1], dtype=torch.float64)
-        for wanted, found, counts in zip(self._wanted, self._logits(states, pipeline), valid, strict=True):
-            total += (kl(wanted, log_probs(found)) * counts).sum(dim=(0, 2)).double()
-        return tuple((total / self._calibration.valid.sum(dim=(0, 2))).clamp_min(0.0).tolist())
+        found = zip(self._wanted, self._logits(states, pipeline), valid, strict=True)
+        return torch.cat([(kl(wanted, log_probs(had)) * counts).sum(dim=2).double() for wanted, had, counts in found])
+
+    def _harm(self, apart: Tensor, codec: float = 0.0) -> Harm:
+        """The means over positions of what `_apart` gives."""
+        counts = self._calibration.valid.sum(dim=2)
+        means = (apart.sum(dim=0) / counts.sum(dim=0)).clamp_min(0.0).tolist()
+        each = (apart / counts.clamp_min(1)).clamp_min(0.0).tolist()
+        windows = tuple(Harm(tuple(window), 0.0, self.weights).mean_kl() for window in each)
+        return Harm(tuple(means), codec, self.weights, windows)
 
     def codec_error(self) -> float:
         """`Harm.codec` as the modules stand now."""
@@ -196,8 +201,15 @@ class Judge:
         """What these schemes do; a part of the model that none of them changes is not run."""
         parts = {name.partition(".")[0] for name, scheme in schemes.items() if scheme != "fp32"}
         with tried(self._pipeline.modules, schemes, self.packs):
-            lm = self.divergence("text_encoder" in parts) if parts - {"codec"} else (0.0,) * self._codebooks
-            return Harm(lm, self.codec_error() if "codec" in parts else 0.0, self.weights)
+            apart = torch.zeros(len(self._calibration.codes), self._codebooks, dtype=torch.float64)
+            if parts - {"codec"}:
+                apart = self._as_they_stand("text_encoder" in parts)
+            return self._harm(apart, self.codec_error() if "codec" in parts else 0.0)
+
+    @torch.inference_mode()
+    def _as_they_stand(self, text_changed: bool) -> Tensor:
+        """`_apart` of the modules as they stand now; the text is read anew unless it is as it was."""
+        return self._apart(self._encode(self._pipeline) if text_changed else self._states, self._pipeline)
 
     @property
     def _codebooks(self) -> int:

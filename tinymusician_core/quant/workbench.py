@@ -14,6 +14,7 @@ from ..pipeline import Pipeline
 from .apply import Recipe, disk_bytes, plan_record, write
 from .cachefile import cache_folder
 from .calibration import Calibration, from_folder, sampled
+from .clock import Clock
 from .cost import CostTable, measured_step_s
 from .plan import Plan
 from .schemes import SCHEMES, unavailable
@@ -113,6 +114,7 @@ class Workbench:
         schemes: those that may be used; all that this machine can run where None.
         on_progress, should_stop: told of, and asked before, every measurement.
         weights: how much each codebook counts in the mean; all alike where None.
+        clock: adds up what all this takes.
 
     Raises:
         ValueError: an unknown scheme, one that this machine cannot run, or weights that do not fit the codebooks.
@@ -128,22 +130,28 @@ class Workbench:
         on_progress: OnOption | None = None,
         should_stop: Callable[[], bool] | None = None,
         weights: Sequence[float] | None = None,
+        clock: Clock | None = None,
     ):
         self.pipeline, self.name, self.tokens = pipeline, name, tokens
+        self.clock = Clock() if clock is None else clock
         self.not_offered = unavailable(pipeline.device)
         self.schemes = _allowed(schemes, self.not_offered)
-        inputs = inputs_of(pipeline, tokens.moments)
-        self.moments = inputs.moments
-        self.judge = Judge(pipeline, tokens.judge, self.moments, weights)
+        with self.clock.part("float answers"):
+            inputs = inputs_of(pipeline, tokens.moments)
+            self.moments = inputs.moments
+            self.judge = Judge(pipeline, tokens.judge, self.moments, weights)
         key = f"{tokens.moments.hash[:8]}{tokens.judge.hash[:8]}"
         rows = inputs.rows if is_large(pipeline) else None
-        self.options = sensitivities(pipeline, self.judge, key, self.schemes, on_progress, should_stop, rows)
+        asked = (pipeline, self.judge, key, self.schemes, on_progress, should_stop, rows, self.clock)
+        self.options = self.clock.timed("sensitivity", sensitivities, *asked)
         self._by_place = {(option.group.name, option.scheme): option for option in self.options}
         self._group_of = {name: option.group.name for option in self.options for name in option.group.modules}
-        self.costs = CostTable(pipeline)
-        self.float_step_s, self.pace = self._measure_pace(on_progress)
-        most = {o.group.name: max(map(_data_bytes, self._of_group(o.group.name))) for o in self.options}
-        self.choices = [self._choice(option, sum(most.values())) for option in self.options]
+        with self.clock.part("cost"):
+            self.costs = CostTable(pipeline)
+            self.float_step_s, self.pace = self._measure_pace(on_progress)
+            most = {o.group.name: max(map(_data_bytes, self._of_group(o.group.name))) for o in self.options}
+            self.choices = [self._choice(option, sum(most.values())) for option in self.options]
+        self.clock.note("cost", *self.costs.counts)
         self.fixed = Fixed(self._fixed_bytes(), self.pace.offset_s)
 
     @property
