@@ -73,13 +73,15 @@ def test_it_was_made_with_what_is_shipped_and_is_small(held_out, listener):
 
 
 def test_the_judgements_are_those_of_the_shipped_listener(held_out, listener):
-    codec = load_codec(assets_folder() / "models" / "codec")
-    for index in (0, 100, 199):
+    """The tokens hold the notes as they were written, the round trip as the codec heard them: nearly the same sound."""
+    codec, agreed = load_codec(assets_folder() / "models" / "codec"), []
+    for index in range(0, 200, 20):
         decoded = codec.decode(held_out.tokens.clip(index)[None])[0].numpy().clip(-1, 1)
         heard, kept = listener.hear(decoded, RATE_HZ), held_out.round_trip[index]
-        np.testing.assert_allclose(kept.embedding, heard.embedding, atol=0.02)
-        for head, probabilities in heard.probabilities.items():
-            np.testing.assert_allclose(kept.heard.probabilities[head], probabilities, atol=0.01)
+        sizes = np.linalg.norm(heard.embedding) * np.linalg.norm(kept.embedding)
+        assert heard.embedding @ kept.embedding > 0.98 * sizes
+        agreed += [heard.best(head) == kept.heard.best(head) for head in heard.probabilities]
+    assert np.mean(agreed) >= 0.9
 
 
 def test_the_same_clips_are_no_distance_apart(clean):
