@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tinymusician_core.codec.oscillators import UNIT, Oscillators
+from tinymusician_core.codec.oscillators import QUIET, UNIT, Oscillators
 from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig
 
 RATE_HZ, N_FFT, HOP = 32000, 1280, 320
@@ -15,6 +15,7 @@ def playing(*places: int) -> Oscillators:
     bank = Oscillators(4, 100, RATE_HZ, N_FFT, HOP)
     with torch.no_grad():
         bank.loudness.bias.zero_()
+        bank.direction.bias.zero_()
         for place in places:
             bank.direction.bias[2 * place] = 1.0
     return bank
@@ -45,12 +46,12 @@ def test_columns_go_on_where_earlier_ones_ended():
     assert not torch.allclose(bank(x[:, 7:31], 0), whole[:, 7:31], atol=0.1)
 
 
-def test_new_oscillators_are_silent_and_learn_at_once():
+def test_new_oscillators_are_quiet_all_alike_and_learn_at_once_how_loud_to_be():
     bank, x = Oscillators(4, 30, RATE_HZ, N_FFT, HOP), torch.randn(1, 5, 4)
-    columns = bank(x, 0)
-    assert columns.abs().max() == 0
-    columns.real.sum().backward()
-    assert bank.direction.weight.grad.abs().sum() > 0
+    spectrum = np.abs(np.fft.rfft(sound_of(bank(torch.zeros(1, 400, 4), 0).detach())[2 * N_FFT : -2 * N_FFT]))
+    assert 0 < spectrum.max() / (0.5 * (400 - 4 * N_FFT // HOP) * HOP) < 3 * UNIT * np.exp(QUIET)
+    bank(x, 0).abs().square().sum().backward()
+    assert bank.loudness.weight.grad.abs().sum(1).min() > 0
 
 
 def test_a_codec_with_oscillators_is_stored_and_read(tmp_path):

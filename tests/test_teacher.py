@@ -1,15 +1,21 @@
 """The tokenizer and the training of the teacher, on models of a few thousand weights."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
 
+from tinymusician_core.bundle import load_parts
 from tinymusician_core.pretrain.facts import FACTS, classes_of
 from tinymusician_core.pretrain.teacher import TeacherConfig, TeacherTraining, begin, carry_over, validation
 from tinymusician_core.pretrain.vocabulary import build_tokenizer
 from tinymusician_core.tokens import TokenDataset, write_tokens
 from tinymusician_core.training import Trainer, TrainSettings
 
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FIRST = dict.fromkeys(FACTS, "a")
 SECOND = dict.fromkeys(FACTS, "b")
 
@@ -82,6 +88,21 @@ def test_a_teacher_starts_from_an_earlier_one_that_knew_fewer_words(earlier):
         assert not torch.equal(
             after.text_states(["a calm banjo"], None)[0], after.text_states(["a calm allegro"], None)[0]
         )
+
+
+def test_a_teacher_starts_from_a_published_one():
+    published = ASSETS / "models" / "teacher"
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(published.parent / "text")
+    torch.manual_seed(0)
+    model = TeacherTraining(TeacherConfig(), tokenizer).eval()
+    assert carry_over(model, published) == 0
+    with torch.inference_mode():
+        states, _ = model.text_states(["a calm piano waltz"], None)
+        expected, _ = load_parts(published).text_encoder.encode(["a calm piano waltz"])
+    torch.testing.assert_close(states, expected, atol=1e-5, rtol=1e-4)
+    stored = load_file(published / "model.safetensors")
+    own = model.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in stored.items())
 
 
 def test_a_teacher_cannot_start_from_nothing_or_from_another_size(earlier, tmp_path):

@@ -16,7 +16,8 @@ from ..onednn import Linear
 from .pitch import BINS_PER_OCTAVE, LOWEST_HZ
 
 UNIT = 0.1  # the amplitude of a sinusoid for outputs of 0 (its loudness) and 1
-QUIET, LOUD = -5.0, 2.0  # log amplitude, beside UNIT: at the start of training, and at most
+QUIET, LOUD = -4.0, 2.0  # log amplitude, beside UNIT: at the start of training, and at most
+GOLDEN = (5**0.5 - 1) / 2  # turns between the phases of neighbours at the start: no two of them peak together
 
 
 class Oscillators(nn.Module):
@@ -31,9 +32,12 @@ class Oscillators(nn.Module):
         self.register_buffer("columns", columns.to(torch.complex64), persistent=False)
         self.turns = tuple((hz * hop / sample_rate_hz).tolist())  # of each from one column to the next
         self.loudness, self.direction = Linear(dim, count), Linear(dim, 2 * count)
-        for weight in (self.loudness.weight, self.direction.weight, self.direction.bias):
+        for weight in (self.loudness.weight, self.direction.weight):
             nn.init.zeros_(weight)
         nn.init.constant_(self.loudness.bias, QUIET)
+        angle = 2 * torch.pi * GOLDEN * torch.arange(count)
+        with torch.no_grad():
+            self.direction.bias.copy_(torch.stack([angle.cos(), angle.sin()], dim=1).flatten())
 
     def forward(self, x: Tensor, first: int) -> Tensor:
         """The columns of x, the first of which is number `first` of the whole sound."""

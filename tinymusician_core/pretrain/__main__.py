@@ -32,7 +32,8 @@ OPTIONS = {
     "learning_rate": {"type": float, "help": "after the warm-up (default %(default)g)"},
     "start_from": {
         "type": Path,
-        "help": "an earlier teacher's folder, whose vocabulary may be smaller, or an earlier codec's model",
+        "help": "an earlier teacher, in training or published, whose vocabulary may be smaller, or an earlier codec's "
+        "model",
     },
     "batch": {"type": int, "help": "windows a step (default %(default)d)"},
 }

@@ -27,7 +27,7 @@ from tinymusician_core.pretrain.quantizer import MovingCodebook
 from tinymusician_core.pretrain.render import SAMPLES_PER_FRAME
 from tinymusician_core.training import Trainer, TrainSettings
 
-CONFIG = SpectralConfig(harmony_dim=32, note_blocks=2, note_ages=AGES, players_dim=32, oscillators=216)
+CONFIG = SpectralConfig(harmony_dim=32, note_blocks=2, note_ages=AGES, players_dim=32)
 FLOAT_STEPS = 250
 NOTE_SPREAD = 0.5  # of the entries of melody and harmony, at the start
 NOTES_WEIGHT, COMMIT_WEIGHT, CONVERGENCE_WEIGHT, PITCH_WEIGHT = 0.2, 0.1, 0.5, 0.5

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tinymusician_core.codec.spectral import Latents, SpectralCodec
-from tinymusician_core.pretrain.codec import CONFIG, TOLD_SHARE, CodecData, NoteBooks, SoundDistance
+from tinymusician_core.pretrain.codec import STACKS, TOLD_SHARE, CodecData, NoteBooks, SoundDistance
 from tinymusician_core.pretrain.discriminator import (
     Discriminators,
     feature_distance,
@@ -26,7 +26,10 @@ FRAMES = 32
 # The parts of the encoder that nothing but the notes goes through.
 HEARING = ("note_blocks", "note_norm", "to_score", "to_harmony", "to_players")
 SOUND_WEIGHT, FEATURE_WEIGHT = 10.0, 2.0
-JUDGED_FROM = 0.9  # the share of the budget after which the discriminators take part
+JUDGED_FROM = 0.8  # the share of the budget after which the discriminators take part
+OSCILLATORS = 216  # six octaves from 55 Hz
+HUSH = 2.5  # log magnitude
+MUON = tuple(stack for stack in STACKS if stack.startswith(("decoder.", "encoder.note_blocks")))
 
 
 class PolishTraining(nn.Module):
@@ -67,12 +70,16 @@ class PolishTraining(nn.Module):
 
 
 def to_polish(folder: Path) -> SpectralCodec:
-    """The codec in `folder`; one without oscillators gets them, silent at first."""
+    """The codec in `folder`; one without oscillators gets them, and makes the STFT columns quieter where they are, so
+    that what is held is learnt with them and the columns keep the rest."""
     codec = SpectralCodec.from_folder(folder)
     if codec.config.oscillators:
         return codec
-    richer = SpectralCodec(replace(codec.config, oscillators=CONFIG.oscillators), codec.encoder_file)
+    richer = SpectralCodec(replace(codec.config, oscillators=OSCILLATORS), codec.encoder_file)
     richer.decoder.load_state_dict(richer.decoder.state_dict() | codec.decoder.state_dict())
+    reach = richer.decoder.oscillators.columns[-1].abs().argmax() + 1
+    with torch.no_grad():
+        richer.decoder.magnitude.bias[:reach] -= HUSH
     return richer
 
 
@@ -83,11 +90,12 @@ def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8,
     torch.manual_seed(0)
     model = PolishTraining(codec.to(device))
     settings = TrainSettings(
-        learning_rate=5e-4,
+        learning_rate=1e-3,
         minutes=minutes,
         warm_up_steps=100,
         weight_decay=0.0,
         betas=(0.8, 0.98),
+        muon=MUON,
         clip_norm=20.0,
         ema=0.998,
         log_every=25,

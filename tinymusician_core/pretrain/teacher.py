@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MusicgenForCausalLM, PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -175,17 +176,38 @@ def rows_by_word(
     return rows
 
 
+def earlier_weights(folder: Path) -> tuple[dict[str, Tensor], PreTrainedTokenizerFast]:
+    """The weights and the words of an earlier teacher: of one in training the moving average, or of one that was
+    published (`assets/models/teacher`, its text encoder in `text` beside it).
+
+    Raises:
+        ValueError: no teacher in `folder`.
+    """
+    if (folder / CHECKPOINT).exists() and (folder / "tokenizer").is_dir():
+        words = folder / "tokenizer"
+        state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["average"]
+    elif (folder / "model.safetensors").exists() and (folder.parent / "text").is_dir():
+        words = folder.parent / "text"
+        text = {f"text_encoder.{name}": value.float() for name, value in load_file(words / "model.safetensors").items()}
+        state = (
+            load_file(folder / "model.safetensors") | dict.fromkeys(VOCABULARY_ROWS, text[VOCABULARY_ROWS[0]]) | text
+        )
+    else:
+        raise ValueError(
+            f"{folder} holds no teacher to start from: it needs {CHECKPOINT} and tokenizer, "
+            "or model.safetensors and ../text"
+        )
+    return state, PreTrainedTokenizerFast.from_pretrained(words)
+
+
 def carry_over(model: TeacherTraining, folder: Path) -> int:
-    """Start a teacher from an earlier one in `folder`: the average of its weights, and of its vocabulary the words that
-    both have. Words that are new start afresh, as do the probes; returns how many words those are.
+    """Start a teacher from an earlier one in `folder`: its weights, and of its vocabulary the words that both have.
+    Words that are new start afresh, as do the probes; returns how many words those are.
 
     Raises:
         ValueError: no teacher in `folder`, or one of other sizes.
     """
-    if not (folder / CHECKPOINT).exists() or not (folder / "tokenizer").is_dir():
-        raise ValueError(f"{folder} holds no teacher to start from ({CHECKPOINT} and tokenizer are needed)")
-    earlier = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-    state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["average"]
+    state, earlier = earlier_weights(folder)
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(PROBES)}
     state = {name: value for name, value in state.items() if not name.startswith(PROBES)}
     for name in VOCABULARY_ROWS:
