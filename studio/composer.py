@@ -17,10 +17,8 @@ from studio.takes import Bench
 from studio.theme import html
 from tinymusician_core.looping import MAX_BPM, MIN_BPM, check_bpm
 from tinymusician_core.records import (
-    MAX_CFG,
     MAX_SECONDS,
     MAX_TEMPERATURE,
-    MIN_CFG,
     MIN_SECONDS,
     MIN_TEMPERATURE,
     ModelError,
@@ -123,8 +121,8 @@ class Composer:
     def _advanced(self) -> None:
         words, default = wording.SETTINGS, SamplingSpec()
         with gr.Row():
-            self.cfg = gr.Slider(
-                MIN_CFG, min(10.0, MAX_CFG), default.cfg, step=0.1, label=words["cfg"][0], info=words["cfg"][1]
+            self.cfg = gr.Number(
+                default.cfg, label=words["cfg"][0], info=words["cfg"][1], precision=None, elem_id="tm-cfg"
             )
             self.temperature = gr.Slider(
                 MIN_TEMPERATURE, min(2.0, MAX_TEMPERATURE), default.temperature, step=0.05,

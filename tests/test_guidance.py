@@ -260,3 +260,41 @@ def test_a_damaged_range_is_named(family, tmp_path, record, words):
 def test_an_input_without_weights_is_named(family, tmp_path):
     with pytest.raises(tm.ModelError, match="the guidance's input must be .8, 64., they are missing"):
         tm.load(damaged(family, tmp_path, drop=True))
+
+
+def made_for(models, name: str, scale: object):
+    """The model `name` beside `models`, whose config.json names a scale."""
+    folder = models / name
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"guidance_scale": scale}))
+    return folder
+
+
+def test_a_model_plays_at_the_scale_that_it_is_made_for_where_none_is_asked_for(tiny_family, tokens, tmp_path):
+    models = shutil.copytree(tiny_family, tmp_path / "models")
+    assert tm.load(models / "teacher").usual_cfg == 3.0
+    teacher = made_for(models, "teacher", 2.0)
+    tm.distill(teacher, tokens, 1, models / "mine", steps=1, **SMALL)
+    tm.quantize(teacher, "int8", models / "small")
+    for name in ("teacher", "mine", "small"):
+        model = tm.load(models / name)
+        clip, asked = (tm.generate(model, "a calm piano", 1, cfg=cfg) for cfg in (None, 2.0))
+        assert model.usual_cfg == clip.sampling.cfg == 2.0
+        assert (clip.codes == asked.codes).all()
+    assert (tm.generate(model, "a calm piano", 1, cfg=5.0).codes != clip.codes).any()
+
+
+def test_a_musicgen_plays_at_the_scale_of_its_generation_config(tiny_musicgen, tmp_path):
+    assert tm.load(tiny_musicgen).usual_cfg == 3.0
+    folder = shutil.copytree(tiny_musicgen, tmp_path / "own")
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"guidance_scale": 4.5}))
+    assert tm.load(folder).usual_cfg == 4.5
+    file.unlink()
+    assert tm.load(folder).usual_cfg == 3.0
+
+
+def test_a_scale_that_makes_no_sense_is_named(tiny_family, tmp_path):
+    models = shutil.copytree(tiny_family, tmp_path / "models")
+    with pytest.raises(tm.ModelError, match="the model teacher is made for a guidance_scale of 'much': cfg must be"):
+        tm.load(made_for(models, "teacher", "much"))

@@ -155,7 +155,7 @@ def test_a_batch_gives_what_single_runs_give(student):
         single = student.generate(prompt, spec)
         np.testing.assert_array_equal(clip.codes, single.codes)
         np.testing.assert_allclose(clip.audio, single.audio, atol=1e-4)
-        assert (clip.prompt, clip.sampling, clip.model) == (prompt, spec, "student")
+        assert (clip.prompt, clip.sampling, clip.model) == (prompt, student.settled(spec), "student")
     assert clips[0].timing == clips[2].timing
 
 
@@ -172,7 +172,7 @@ def test_a_batch_that_is_stopped_keeps_what_was_made(student):
 
 def test_generate_takes_lists(student):
     clips = tm.generate(student, PROMPTS[:2], seconds=0.6, seed=[1, 2], top_k=9)
-    assert [clip.sampling for clip in clips] == [SamplingSpec(0.6, seed, top_k=9) for seed in (1, 2)]
+    assert [clip.sampling for clip in clips] == [SamplingSpec(0.6, seed, 3.0, top_k=9) for seed in (1, 2)]
     assert [clip.prompt for clip in clips] == PROMPTS[:2]
     assert [clip.sampling.seed for clip in tm.generate(student, PROMPTS[:2], seconds=0.6)] == [7, 7]
 

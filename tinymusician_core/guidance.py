@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from .records import ModelError, SamplingSpec, check_cfg
+from .records import ModelError, check_cfg
 
 GUIDANCE = "distilled_guidance"  # in config.json: a scale that is built in, or a `ScaleRange`
+MADE_FOR = "guidance_scale"  # in config.json: what a model that needs two passes is to be run with
+USUAL_CFG = 3.0  # where it says nothing; MusicGen's
 WEIGHT = "guidance.weight"  # among a model's weights
 FEATURES = 8
 
@@ -33,14 +35,14 @@ class ScaleRange:
 
     low: float
     high: float
-    base: float | None = None  # cfg's own default, or what lies nearest to it
+    base: float | None = None  # the usual scale, or what lies nearest to it
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             object.__setattr__(self, name, check_cfg(getattr(self, name)))
         if not self.low < self.high:
             raise ValueError(f"guidance goes from {self.low:g} to {self.high:g}; the lower scale first is allowed")
-        base = min(max(SamplingSpec().cfg, self.low), self.high) if self.base is None else check_cfg(self.base)
+        base = min(max(USUAL_CFG, self.low), self.high) if self.base is None else check_cfg(self.base)
         object.__setattr__(self, "base", base)
         if not self.low <= base <= self.high:
             raise ValueError(f"guidance goes from {self.low:g} to {self.high:g}; a base of {base:g} is not in it")
@@ -127,6 +129,18 @@ def read_guidance(record: object, name: str) -> Guidance:
         return None if record is None else check_cfg(record)
     except (TypeError, ValueError) as error:
         raise ModelError(f"the model {name} has a guidance of {record!r}: {error}") from error
+
+
+def read_made_for(record: object, name: str) -> float:
+    """The guidance that a model is to be run with, from its record, where None says nothing.
+
+    Raises:
+        ModelError: the record makes no sense; the error names the model.
+    """
+    try:
+        return USUAL_CFG if record is None else check_cfg(record)
+    except ValueError as error:
+        raise ModelError(f"the model {name} is made for a {MADE_FOR} of {record!r}: {error}") from error
 
 
 def take_scale_input(state: MutableMapping[str, Tensor], guidance: Guidance, width: int) -> ScaleInput | None:

@@ -33,6 +33,7 @@ class Pipeline:
         window_frames: frames that the language model sees at once; longer music goes on from the end of a window.
         guidance: the scale that a guidance-distilled model has built in, or the range of them that it takes as an
             input; None where guidance is a second pass.
+        made_for: the scale that it is made for, where guidance is a second pass.
     """
 
     def __init__(self, parts: Parts, name: str | None = None, device: str | torch.device = "cpu"):
@@ -40,7 +41,7 @@ class Pipeline:
         self.hash = parts.hash
         self.files = tuple(Path(file) for file in parts.files)
         self.window_s = float(parts.window_s)
-        self.guidance = parts.guidance
+        self.guidance, self.made_for = parts.guidance, parts.cfg
         self.device = torch.device(device)
         modules = {"decoder": parts.decoder, "text_encoder": parts.text_encoder, "codec": parts.codec}
         self._check_fit(parts)
@@ -83,6 +84,10 @@ class Pipeline:
     def frame_rate_hz(self) -> float:
         return self.codec.frame_rate_hz
 
+    def settled(self, spec: SamplingSpec) -> SamplingSpec:
+        """The spec with a scale of guidance: where it names none, the model's usual one."""
+        return replace(spec, cfg=self.usual_cfg) if spec.cfg is None else spec
+
     def engine_spec(self, spec: SamplingSpec) -> SamplingSpec:
         """The spec that the engine is run with: guidance that is built in, or an input, takes no second pass.
 
@@ -107,9 +112,9 @@ class Pipeline:
 
     @property
     def usual_cfg(self) -> float:
-        """A scale that this model takes: what is built in, else what music is made with where nothing else is said."""
+        """What music is made with where nothing else is said: what is built in, else what the model is made for."""
         if self.guidance is None:
-            return SamplingSpec().cfg
+            return self.made_for
         return self.guidance.base if isinstance(self.guidance, ScaleRange) else self.guidance
 
     def unknown_words(self, prompt: str) -> list[str]:
@@ -145,7 +150,8 @@ class Pipeline:
         """
         if continue_from is not None:
             check_sound(continue_from)
-        return Stream(Take(self, [self._check_prompt(prompt)], [spec], on_progress, should_stop, continue_from))
+        specs = [self.settled(spec)]
+        return Stream(Take(self, [self._check_prompt(prompt)], specs, on_progress, should_stop, continue_from))
 
     def generate(
         self,
@@ -169,6 +175,7 @@ class Pipeline:
             ValueError, ModelError: as for `stream`.
             Cancelled: `should_stop` said so; its `clip` is what was made until then.
         """
+        spec = self.settled(spec)
         stream = self.stream(prompt, spec, on_progress, should_stop, continue_from)
         chunks = []
         for chunk in stream:
@@ -210,6 +217,7 @@ class Pipeline:
             raise ValueError("a batch needs at least one prompt, got none")
         if isinstance(prompts, str) or len(prompts) != len(specs):
             raise ValueError(f"a batch needs a list of prompts and as many specs, got {prompts!r} and {len(specs)}")
+        specs = [self.settled(spec) for spec in specs]
         if len({(spec.seconds, spec.cfg) for spec in specs}) > 1:
             raise ValueError("all clips of a batch must have the same seconds and cfg")
         if self.decoder.config.text == "prepend":
@@ -253,7 +261,7 @@ def generate(
     prompt: str | Sequence[str],
     seconds: float = 8.0,
     seed: int | Sequence[int] = 7,
-    cfg: float = 3.0,
+    cfg: float | None = None,
     temperature: float = 1.0,
     top_k: int = 250,
     top_p: float = 0.0,
@@ -269,7 +277,7 @@ def generate(
         prompt: what to play, at most 1000 characters; a list of prompts makes a list of clips in one batch.
         seconds: length, 0.5 to 600.
         seed: start of the random draws; with a list of prompts a list of seeds may stand beside it.
-        cfg: guidance; 1 turns it off and halves the work.
+        cfg: guidance; 1 turns it off and halves the work; None for what the model is made for.
         temperature: below 1 plays safer, above 1 bolder.
         top_k: draw from this many of the likeliest tokens; 0 allows all.
         top_p: draw from this share of the probability; 0 allows all.

@@ -90,11 +90,14 @@ def check_top_p(value) -> float:
 
 @dataclass(frozen=True)
 class SamplingSpec:
-    """How a clip is drawn. The random state comes from `seed` alone; `greedy` takes the likeliest token instead."""
+    """How a clip is drawn. The random state comes from `seed` alone; `greedy` takes the likeliest token instead.
+
+    A `cfg` of None is the guidance that the model was made for; a clip's own record has the number.
+    """
 
     seconds: float = 8.0
     seed: int = 0
-    cfg: float = 3.0
+    cfg: float | None = None
     temperature: float = 1.0
     top_k: int = 250
     top_p: float = 0.0
@@ -104,7 +107,7 @@ class SamplingSpec:
         checks = {
             "seconds": check_seconds,
             "seed": check_seed,
-            "cfg": check_cfg,
+            **({} if self.cfg is None else {"cfg": check_cfg}),
             "temperature": check_temperature,
             "top_k": check_top_k,
             "top_p": check_top_p,

@@ -9,14 +9,12 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from ..records import SamplingSpec
 from . import show
 from .command import command_line
 from .measuring import VARIANTS
 from .sampling import read_amount, read_count
 from .stopping import stop_on_ctrl_c
 
-USUAL = SamplingSpec().cfg
 STAGES = {
     "reference": "hearing the reference",
     "speed": "measuring speed",
@@ -42,7 +40,7 @@ def add_commands(commands) -> None:
     )
     parser.add_argument("--embedder", default="listener", help="listener, clap, or a CLAP folder or hub id")
     parser.add_argument("--reference", help="a folder of sound files to compare with (default: held-out music)")
-    parser.add_argument("--cfg", help=f"guidance of all (default: what each has built in, else {USUAL:g})")
+    parser.add_argument("--cfg", help="guidance of all (default: what each is made for)")
     parser.add_argument("--no-speed", action="store_true", help="leave speed and memory out")
     parser.add_argument("--device", default="cpu", help="what the variants run on: cpu or cuda (default cpu)")
     parser.add_argument("--threads", help="CPU threads (default: torch decides)")

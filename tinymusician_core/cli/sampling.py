@@ -16,7 +16,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """The settings of `SamplingSpec`, as texts: the record itself says what is allowed."""
     parser.add_argument("--seconds", default="8", help="length of the clip, 0.5 to 600 (default 8)")
     parser.add_argument("--seed", default="7", help="the same seed, model and machine give the same file (default 7)")
-    parser.add_argument("--cfg", default="3", help="how closely to follow the prompt; 1 turns guidance off (default 3)")
+    parser.add_argument(
+        "--cfg", help="how closely to follow the prompt; 1 turns guidance off (default: what the model is made for)"
+    )
     parser.add_argument("--temperature", default="1", help="below 1 plays safer, above 1 bolder (default 1)")
     parser.add_argument("--top-k", default="250", help="draw from so many likeliest tokens; 0 allows all (default 250)")
     parser.add_argument("--top-p", default="0", help="draw from this share of probability; 0 allows all (default 0)")

@@ -30,6 +30,7 @@ class Oscillators(nn.Module):
         wave = torch.polar(torch.hann_window(n_fft, dtype=torch.float64).expand_as(turns), 2 * torch.pi * turns)
         columns = torch.fft.fft(wave)[:, : n_fft // 2 + 1] * UNIT / 2
         self.register_buffer("columns", columns.to(torch.complex64), persistent=False)
+        self.reach = int(columns[-1].abs().argmax()) + 1  # bins, from the lowest, that have oscillators in them
         self.turns = tuple((hz * hop / sample_rate_hz).tolist())  # of each from one column to the next
         self.loudness, self.direction = Linear(dim, count), Linear(dim, 2 * count)
         for weight in (self.loudness.weight, self.direction.weight):

@@ -217,14 +217,17 @@ class SpectralDecoder(nn.Module):
             x = x + self.from_harmony(latents.harmony)
         return x if latents.players is None else x + self.from_players(latents.players)
 
-    def forward(self, latents: Latents) -> Tensor:
-        """What the codes of T frames stand for -> wave [B,1,T * samples_per_frame]."""
+    def forward(self, latents: Latents, alone: Tensor | None = None) -> Tensor:
+        """What the codes of T frames stand for -> wave [B,1,T * samples_per_frame].
+
+        In training the oscillators may be left `alone` (bool [B]) with the bins that they reach.
+        """
         c = self.config
         x = self.frame_block(self.frames(latents))
         x = self.spread_frames(x)
         for block in self.blocks:
             x = block(x)
-        spectrum = self.spectrum(x).transpose(1, 2)
+        spectrum = self.spectrum(x, alone=alone).transpose(1, 2)
         spectrum = torch.cat([spectrum, spectrum[..., -1:]], dim=-1)
         wave = torch.istft(
             spectrum,
@@ -240,10 +243,13 @@ class SpectralDecoder(nn.Module):
         """Frames [B,t,D] -> STFT hops [B,t * stride,D]."""
         return self.widen(self.spread(x).reshape(x.shape[0], x.shape[1] * self.config.stride, -1))
 
-    def spectrum(self, x: Tensor, first: int = 0) -> Tensor:
+    def spectrum(self, x: Tensor, first: int = 0, alone: Tensor | None = None) -> Tensor:
         """What the last block gave [B,t,D] -> complex STFT columns [B,t,bins], from number `first` of the sound on."""
         x = self.norm(x)
         magnitude = self.magnitude(x).float().clamp(max=MAX_LOG_MAGNITUDE).exp()
+        if alone is not None:
+            reached = torch.arange(magnitude.shape[-1], device=x.device) < self.oscillators.reach
+            magnitude = magnitude.masked_fill(alone[:, None, None] & reached, 0.0)
         columns = torch.polar(magnitude, self.phase(x).float())
         return columns if self.oscillators is None else columns + self.oscillators(x, first)
 

@@ -25,7 +25,16 @@ from ..bundle import WINDOW_S, is_audiocraft, load_text_encoder, read_config, sa
 from ..delay import pattern
 from ..files import check_safetensors, reading, verify_files
 from ..folders import whole_folder
-from ..guidance import GUIDANCE, WEIGHT, Guidance, ScaleInput, guidance_record, read_guidance
+from ..guidance import (
+    GUIDANCE,
+    MADE_FOR,
+    WEIGHT,
+    Guidance,
+    ScaleInput,
+    guidance_record,
+    read_guidance,
+    read_made_for,
+)
 from ..records import ModelError
 from ..stored import (
     TOKENIZER_NAMES,
@@ -129,10 +138,12 @@ class Teacher:
             state |= {f"enc_to_dec_proj.{k}": v for k, v in projection.state_dict().items()}
         if told is not None:
             state[WEIGHT] = told.weight.detach()
-        window_s = self.config.get("window_s", WINDOW_S)
-        shape = student.config.to_dict()
-        name = out_dir.resolve().name
-        save_family(partial, name, shape, state, **places, window_s=window_s, guidance=guidance)
+        shape, name = student.config.to_dict(), out_dir.resolve().name
+        window_s, cfg = (
+            self.config.get("window_s", WINDOW_S),
+            read_made_for(self.config.get(MADE_FOR), self.folder.name),
+        )
+        save_family(partial, name, shape, state, **places, window_s=window_s, guidance=guidance, cfg=cfg)
 
     def _write_musicgen(
         self,

@@ -6,11 +6,13 @@ B batch, K codebooks, T frames, S text tokens, D width, V codebook size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..delay import delay
+from ..guidance import USUAL_CFG
 from ..records import Cancelled, SamplingSpec
 from .decoder import Decoder, DecoderConfig
 from .sampling import Sampler, guide
@@ -48,7 +50,7 @@ def frames(
         states: text states [B,S,D].
         mask: [B,S], 1 or True where there is text.
         specs: how to draw, for all rows or one for each; guidance, the same for all, runs as a batch of 2B when
-            `cfg` is above 1. `seconds` is not used here.
+            `cfg` is above 1; a `cfg` of None is the usual 3. `seconds` is not used here.
         frames_total: T, at least 1.
         should_stop: asked before every step, and between the blocks of `BLOCK` columns that are read at once.
         given: int64 [B,K,T0], codes that the music goes on from; they are not yielded.
@@ -137,6 +139,7 @@ def _one_a_row(specs: SamplingSpec | Sequence[SamplingSpec], batch: int) -> list
     specs = [specs] * batch if isinstance(specs, SamplingSpec) else list(specs)
     if len(specs) != batch:
         raise ValueError(f"a batch of {batch} needs one SamplingSpec or {batch}, got {len(specs)}")
+    specs = [replace(spec, cfg=USUAL_CFG) if spec.cfg is None else spec for spec in specs]
     scales = sorted({spec.cfg for spec in specs})
     if len(scales) > 1:
         raise ValueError(f"all rows of a batch must have the same cfg, got {', '.join(f'{cfg:g}' for cfg in scales)}")

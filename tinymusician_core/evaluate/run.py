@@ -95,7 +95,7 @@ def evaluate(
         listen: keep every clip as a WAV file in `output` and write a page to hear and see them all (`listen.py`). It
             changes no figure: clips of an earlier run that was not asked for sound are played once more.
         cfg: the guidance of all variants; None for what each is made with where nothing is said: what it has built in,
-            or the base of the range that it takes, else the default of `SamplingSpec`.
+            or the base of the range that it takes, else the scale that its folder names.
         threads: CPU threads; None leaves the choice to torch.
         command: the command line that asks for this, for the report; it changes no figure.
         on_progress: told of every step.

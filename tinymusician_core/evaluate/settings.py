@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..checks import whole
 from ..files import whole_file
-from ..records import MAX_SEED, SamplingSpec, check_cfg, check_prompt
+from ..records import MAX_SEED, SamplingSpec, check_prompt
 from ..variants import assets_folder, resolve
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Settings:
             raise ValueError(f"models must be a list of at least one name, each once, got {self.models!r}")
         for model in self.models:
             resolve(model)
-        spec = SamplingSpec(self.seconds, self.seed)
+        spec = SamplingSpec(self.seconds, self.seed, self.cfg)
         if spec.seconds < MIN_SECONDS:
             raise ValueError(
                 f"seconds must be {MIN_SECONDS:g} or more, as the judges need that much, got {spec.seconds:g}"
@@ -68,8 +68,7 @@ class Settings:
         object.__setattr__(self, "clips", whole("clips", self.clips, MIN_CLIPS, MAX_CLIPS))
         object.__setattr__(self, "seconds", spec.seconds)
         object.__setattr__(self, "seed", spec.seed)
-        if self.cfg is not None:
-            object.__setattr__(self, "cfg", check_cfg(self.cfg))
+        object.__setattr__(self, "cfg", spec.cfg)
         if self.device not in DEVICES:
             raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
         if self.prompts is not None and not self.prompts:
@@ -106,8 +105,7 @@ class Settings:
         Raises:
             ValueError: a guidance was asked for that the model does not take.
         """
-        cfg = pipeline.usual_cfg if self.cfg is None else self.cfg
-        spec = SamplingSpec(self.seconds, self.seed_of(index), cfg)
+        spec = pipeline.settled(SamplingSpec(self.seconds, self.seed_of(index), self.cfg))
         pipeline.engine_spec(spec)
         return spec
 

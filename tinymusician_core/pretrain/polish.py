@@ -28,7 +28,7 @@ HEARING = ("note_blocks", "note_norm", "to_score", "to_harmony", "to_players")
 SOUND_WEIGHT, FEATURE_WEIGHT = 10.0, 2.0
 JUDGED_FROM = 0.8  # the share of the budget after which the discriminators take part
 OSCILLATORS = 216  # six octaves from 55 Hz
-HUSH = 2.5  # log magnitude
+ALONE_SHARE = 0.5  # of the windows: where the oscillators reach they are all that sounds, and learn to hold notes
 MUON = tuple(stack for stack in STACKS if stack.startswith(("decoder.", "encoder.note_blocks")))
 
 
@@ -51,13 +51,15 @@ class PolishTraining(nn.Module):
         self.books = NoteBooks(self.decoder)
         self.distance = SoundDistance(codec.sample_rate_hz)
 
-    def forward(self, audio: Tensor, codes: Tensor, notes: Tensor, judged: bool = True) -> dict[str, Tensor]:
+    def forward(
+        self, audio: Tensor, codes: Tensor, notes: Tensor, judged: bool = True, alone: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Audio [B,1,N], its codes [B,K,T] and its notes as written [B,NOTES,T] -> losses; those of the decoder are of
-        spectra alone where nothing is `judged`."""
+        spectra alone where nothing is `judged`. In some windows the oscillators are left `alone` (bool [B])."""
         latents = self.encoder(audio)
         _, losses = self.books(Latents(*(x.float() for x in latents)), notes)
         noted = sum(losses[name] for name in self.books.names)
-        made = self.decoder(self.decoder.look_up(codes)).float()
+        made = self.decoder(self.decoder.look_up(codes), alone).float()
         losses |= self.distance(made, audio)
         losses["loss"] = SOUND_WEIGHT * losses["sound"] + noted
         if judged:
@@ -70,16 +72,12 @@ class PolishTraining(nn.Module):
 
 
 def to_polish(folder: Path) -> SpectralCodec:
-    """The codec in `folder`; one without oscillators gets them, and makes the STFT columns quieter where they are, so
-    that what is held is learnt with them and the columns keep the rest."""
+    """The codec in `folder`; one without oscillators gets them, quiet at first."""
     codec = SpectralCodec.from_folder(folder)
     if codec.config.oscillators:
         return codec
     richer = SpectralCodec(replace(codec.config, oscillators=OSCILLATORS), codec.encoder_file)
     richer.decoder.load_state_dict(richer.decoder.state_dict() | codec.decoder.state_dict())
-    reach = richer.decoder.oscillators.columns[-1].abs().argmax() + 1
-    with torch.no_grad():
-        richer.decoder.magnitude.bias[:reach] -= HUSH
     return richer
 
 
@@ -111,7 +109,8 @@ def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8,
         codes = codec.encode(audio).clone()
         told = torch.rand(batch, generator=rng) < TOLD_SHARE
         codes[told, :NOTES] = notes[told]
-        return model(audio, codes, notes, spent >= JUDGED_FROM)
+        alone = (torch.rand(batch, generator=rng) < ALONE_SHARE).to(device)
+        return model(audio, codes, notes, spent >= JUDGED_FROM, alone)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:

@@ -18,6 +18,7 @@ from tinymusician_core.pretrain.teacher import LONGEST_S, PROBES, TeacherConfig,
 from tinymusician_core.training import CHECKPOINT
 
 LICENCE = "MIT"
+CFG = 2.0  # at 3 guidance breaks up notes that the family, whose codes are nearly sure, would hold
 SOURCES = (
     "Tunes: Ryan's Mammoth Collection (1883), O'Neill's Music of Ireland (1903), Aird's Airs (1782-1801), "
     "all in the public domain, from the music21 corpus. "
@@ -68,7 +69,7 @@ def publish_teacher(work: Path, assets: Path) -> None:
     state = {f"decoder.{k}": v for k, v in model.decoder.state_dict().items() if "embed_positions" not in k}
     state |= {f"enc_to_dec_proj.{k}": v for k, v in model.enc_to_dec_proj.state_dict().items()}
     shape = model.config.decoder_config().to_dict()
-    save_family(models / "teacher", "teacher", shape, state, dtype=torch.float32, window_s=LONGEST_S)
+    save_family(models / "teacher", "teacher", shape, state, dtype=torch.float32, window_s=LONGEST_S, cfg=CFG)
 
 
 def publish_student(student: Path, assets: Path) -> None:
@@ -77,7 +78,7 @@ def publish_student(student: Path, assets: Path) -> None:
     record = json.loads((student / "config.json").read_text(encoding="utf-8"))
     state, target = load_file(student / "model.safetensors"), assets / "models" / "student"
     guidance = read_guidance(record.get(GUIDANCE), "student")
-    save_family(target, "student", record["decoder"], state, window_s=record["window_s"], guidance=guidance)
+    save_family(target, "student", record["decoder"], state, window_s=record["window_s"], guidance=guidance, cfg=CFG)
 
 
 def recipe_commit(folder: Path) -> str:

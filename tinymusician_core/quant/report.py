@@ -49,6 +49,7 @@ def record(found: Adapted) -> dict:
         "float": {"disk_bytes": bench.pipeline.disk_bytes, "ms_per_step": 1e3 * bench.float_step_s},
         "budget": found.budget.limits,
         "codebook_weights": bench.judge.weights,
+        "pace": found.pace,
         "foreseen": found.best.foreseen.as_dict(),
         "measured": found.best.measured.as_dict(),
         "held_out": _harm(found.held_out),
@@ -95,6 +96,7 @@ def markdown(found: Adapted) -> str:
         "budget: " + ", ".join(f"{name} {limit:g}" for name, limit in limits.items()),
         f"rounded by {bench.tokens.moments.source}, judged on {bench.tokens.judge.source}",
         f"plans measured until errors added up and the budget was kept: {len(found.rounds)}",
+        *([found.pace] if found.pace else []),
         *([f"after the search, which the figures are of: {found.note}"] if found.note else []),
         *(f"{name} was not offered: {reason}" for name, reason in bench.not_offered.items()),
     ]

@@ -40,7 +40,8 @@ def twin(pipeline: Pipeline, schemes: Mapping[str, str], tensors: Tensors, build
         for place in (name, *ties.get(name, ())):
             put(modules, place, module)
     parts = (modules["decoder"], modules["text_encoder"], pipeline.codec)
-    return Pipeline(Parts(pipeline.name, *parts, pipeline.files, pipeline.hash, pipeline.window_s, pipeline.guidance))
+    others = (pipeline.files, pipeline.hash, pipeline.window_s, pipeline.guidance, pipeline.made_for)
+    return Pipeline(Parts(pipeline.name, *parts, *others))
 
 
 def shared_copy(module: nn.Module, known: dict[int, nn.Module] | None = None) -> nn.Module:
