@@ -121,10 +121,11 @@ class Process:
         if self._pipeline is None:
             raise ModelError("no model is loaded; load one before generating")
         given = order["continue_from"]
+        spec = self._pipeline.settled(SamplingSpec(**order["spec"]))
         self._memory.restart()
         stream = self._pipeline.stream(
             order["prompt"],
-            SamplingSpec(**order["spec"]),
+            spec,
             on_progress=self._reporter(order),
             should_stop=lambda: self._cancelled >= order["id"],
             continue_from=None if given is None else audio.read(given),
@@ -135,7 +136,7 @@ class Process:
             self._remove_files()
             raise Cancelled("stopped before any music was made")
         np.save(self._folder / CODES, stream.codes)
-        return {"clip": self._describe(order, stream, channels)}
+        return {"clip": self._describe(order["prompt"], spec, stream, channels)}
 
     def _hand_over(self, order: dict, stream) -> int:
         """Append each chunk to the file of the sound and say so; returns how many channels they have."""
@@ -163,7 +164,7 @@ class Process:
 
         return report
 
-    def _describe(self, order: dict, stream, channels: int) -> dict:
+    def _describe(self, prompt: str, spec: SamplingSpec, stream, channels: int) -> dict:
         """What a clip is beside its sound and its codes."""
         return {
             "channels": channels,
@@ -172,8 +173,8 @@ class Process:
             "peak_memory_bytes": self._memory.peak_bytes(),
             "sample_rate_hz": self._pipeline.sample_rate_hz,
             "timing": asdict(stream.timing),
-            "prompt": order["prompt"],
-            "sampling": order["spec"],
+            "prompt": prompt,
+            "sampling": spec.as_dict(),
             "model": self._pipeline.name,
             "model_hash": self._pipeline.hash,
         }
