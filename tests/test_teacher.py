@@ -10,7 +10,14 @@ from transformers import PreTrainedTokenizerFast
 
 from tinymusician_core.bundle import load_parts
 from tinymusician_core.pretrain.facts import FACTS, classes_of
-from tinymusician_core.pretrain.teacher import TeacherConfig, TeacherTraining, begin, carry_over, validation
+from tinymusician_core.pretrain.teacher import (
+    TeacherConfig,
+    TeacherTraining,
+    begin,
+    carry_over,
+    let_others_play,
+    validation,
+)
 from tinymusician_core.pretrain.vocabulary import build_tokenizer
 from tinymusician_core.tokens import TokenDataset, write_tokens
 from tinymusician_core.training import Trainer, TrainSettings
@@ -152,3 +159,38 @@ def test_probes_train_with_the_teacher_and_stay_out_of_what_starts_from_it(token
     assert carry_over(heir, tmp_path) == 0
     model.load_state_dict(trainer.average)
     assert torch.equal(heir(codes, captions, None)["loss"], model(codes, captions, None)["loss"])
+
+
+def test_others_play_from_beginning_to_end_and_what_is_then_untrue_is_not_learnt(tokenizer):
+    codes = torch.randint(16, (200, 4, 6), generator=torch.Generator().manual_seed(0))
+    codes[:, 2] = 3
+    codes[:, :, 5] = -1
+    changed, untrue = let_others_play(codes, 40, torch.Generator().manual_seed(1))
+    others = (changed[:, 2, 0] != 3) & untrue[:, 2, 0]
+    assert 10 < others.sum() < 50
+    assert changed[:, 2].max() > 30
+    assert (changed[:, 2, :5] == changed[:, 2, :1]).all()
+    assert (changed[:, :, 5] == -1).all()
+    for kept in (0, 1, 3):
+        assert torch.equal(changed[:, kept], codes[:, kept])
+    assert not untrue[:, :2].any()
+    assert not untrue[:, 2, 1:].any()
+    assert torch.equal(untrue[:, 3].all(1), untrue[:, 2, 0])
+    assert torch.equal(untrue[:, 3].any(1), untrue[:, 2, 0])
+
+
+def test_untrue_codes_are_read_and_not_learnt(tokenizer):
+    torch.manual_seed(0)
+    model = small_teacher(tokenizer)
+    codes = torch.randint(16, (1, 4, 8), generator=torch.Generator().manual_seed(0))
+    untrue = torch.zeros(1, 4, 8, dtype=torch.bool)
+    untrue[:, 3] = True
+    losses = model(codes, ["piano"], None, untrue=untrue)
+    assert losses["ce3"] == 0
+    other = codes.clone()
+    other[:, 3, -1] = (other[:, 3, -1] + 1) % 16  # which no step reads any more
+    assert torch.equal(model(other, ["piano"], None, untrue=untrue)["loss"], losses["loss"])
+    other[:, 3, 0] = (other[:, 3, 0] + 1) % 16
+    assert not torch.equal(model(other, ["piano"], None, untrue=untrue)["loss"], losses["loss"])
+    untrue[:, 3], untrue[:, 2, 0] = False, True
+    assert model(codes, ["piano"], None, untrue=untrue)["ce2"] != model(codes, ["piano"], None)["ce2"]

@@ -28,6 +28,7 @@ LOW_PITCH, PITCHES = 36, 60
 AGES = 8  # a note that has sounded for longer counts as one of AGES - 1 frames
 HEARD_AGES = 3  # how many of them sound tells apart: the attack and what follows it at once
 NOTES = 3  # codebooks whose codes are written, not heard
+PLAYERS = 2  # the one that says who plays
 ROLES, PART = (LEAD, SECOND, CHORDS, BASS, DRUMS), 128
 UNUSED = 10.0  # how far from all others the entries lie that stand for nobody
 DRUM = 256  # of a state's numbers: 2 * pitch, one more where the note begins; from DRUM on a drum that is hit

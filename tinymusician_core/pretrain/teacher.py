@@ -17,6 +17,7 @@ from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderC
 from tinymusician_core.delay import delay, pattern
 from tinymusician_core.pretrain.arrange import FRAME_RATE_HZ
 from tinymusician_core.pretrain.facts import Classes, FactProbe, classes_of
+from tinymusician_core.pretrain.notes import NOTES, PLAYERS, Vocabulary
 from tinymusician_core.pretrain.vocabulary import MAX_TOKENS, build_tokenizer
 from tinymusician_core.tokens import TokenDataset
 from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings
@@ -29,6 +30,7 @@ STACKS = ("decoder.model.decoder.layers", "text_encoder.encoder.block", "enc_to_
 PROBE_WEIGHT = 0.2
 SOON = 10  # frames: a probe of the music counts half as much here as at the beginning
 PROBES = ("text_probe.", "music_probe.")
+OTHERS_SHARE = 0.15  # of the windows: others play than those that the caption and the sound are of
 VOCABULARY_ROWS = ("text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight")
 
 
@@ -131,15 +133,19 @@ class TeacherTraining(nn.Module):
         captions: list[str],
         rng: torch.Generator | None,
         facts: Sequence[Mapping] | None = None,
+        untrue: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Codes [B,K,T] (-1 where a clip has ended, or a codebook is not known yet) and captions -> mean cross-entropy,
         and that of each codebook, in nats; with the facts of the pieces what the probes lose too, which counts in
-        `loss`."""
+        `loss`. Codes that are `untrue` (bool [B,K,T]) are read, and not learnt."""
         states, mask = self.text_states(captions, rng)
         start = self.config.codebook_size
         codes = codes.to(states.device)
         delayed, valid = delay(codes, self.delays, IGNORED)
         target = delayed.masked_fill(~valid | (delayed < 0), IGNORED)
+        if untrue is not None:
+            told, _ = delay(untrue.to(codes), self.delays, 0)
+            target = target.masked_fill(told.bool(), IGNORED)
         tokens = delayed.masked_fill(delayed < 0, start)
         tokens = F.pad(tokens, (1, 0), value=start)[..., :-1]
         hidden = self.decoder.model(
@@ -156,6 +162,30 @@ class TeacherTraining(nn.Module):
             probed["music_facts"] = self.music_probe(hidden, facts, early * (target[:, 0] != IGNORED))
             loss = loss + PROBE_WEIGHT * sum(probed.values())
         return {"loss": loss, **probed, "ce": torch.stack(losses).mean(), **{f"ce{k}": x for k, x in enumerate(losses)}}
+
+
+def let_others_play(codes: Tensor, companies: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Put any of the companies in the place of who plays, in a share of the windows, from beginning to end.
+
+    So the model learns that whoever plays goes on playing, however seldom it meets them: of most companies there are
+    few pieces. Who begins, and the sound, are then no longer what the caption and the notes tell.
+
+    Args:
+        codes: int64 [B,K,T] as they are, -1 where a clip has ended.
+        companies: how many there are.
+
+    Returns:
+        The codes, and bool [B,K,T] where they are not to be learnt.
+    """
+    batch, _, frames = codes.shape
+    chosen = torch.rand(batch, generator=rng) < OTHERS_SHARE
+    others = torch.randint(companies, (batch, 1), generator=rng).expand(batch, frames)
+    there = codes[:, PLAYERS] >= 0
+    changed, untrue = codes.clone(), torch.zeros_like(codes, dtype=torch.bool)
+    changed[:, PLAYERS] = torch.where(chosen[:, None] & there, others, codes[:, PLAYERS])
+    untrue[:, PLAYERS, 0] = chosen
+    untrue[:, NOTES:] = chosen[:, None, None]
+    return changed, untrue
 
 
 def mean_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -293,14 +323,15 @@ def train_teacher(
     trainer = Trainer(model, settings, work / "teacher", device)
     trainer.resume()
     tokenizer.save_pretrained(work / "teacher" / "tokenizer")
-    frames = round(WINDOW_S * FRAME_RATE_HZ)
+    frames, companies = round(WINDOW_S * FRAME_RATE_HZ), len(Vocabulary.read(work / "notes.json").players.companies)
     shares = torch.tensor([share for _, share in LENGTHS])
 
     def loss(rng: torch.Generator, _: float) -> dict[str, Tensor]:
         model.train()
         longer = LENGTHS[int(torch.multinomial(shares, 1, generator=rng))][0]
         codes, captions, records = train.draw(rng, max(1, round(batch / longer)), round(frames * longer))
-        return model(codes, captions, rng, [record["facts"] for record in records])
+        codes, untrue = let_others_play(codes, companies, rng)
+        return model(codes, captions, rng, [record["facts"] for record in records], untrue)
 
     trainer.run(
         loss,
