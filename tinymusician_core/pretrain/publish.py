@@ -26,23 +26,29 @@ SOURCES = (
 )
 TEACHER = (
     "python -m tinymusician_core.pretrain notes --work WORK, then teacher --minutes 75, stopped at step 900; "
-    "then tokens, and teacher --minutes 95, stopped at step 1,367"
+    "then tokens, and teacher --minutes 95, stopped at step 1,367; then teacher --minutes 165"
 )
 RECIPES = {
     "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 27 --start-from CODEC, which had "
-    "been trained for 24 and then 30 minutes with fewer written codebooks; then polish --minutes 14",
+    "been trained for 24 and then 30 minutes with fewer written codebooks; then polish --minutes 14, and that one, its "
+    "silent oscillators taken out, as WORK/codec/model again: polish --minutes 48, then on with --minutes 80",
     "models/text": TEACHER,
     "models/teacher": TEACHER,
     "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 3 "
-    "--minutes 13 --batch 6 --seconds 20 -o STUDENT; then python -m tinymusician_core.pretrain publish-student "
+    "--minutes 15 --batch 6 --seconds 20 -o STUDENT; then python -m tinymusician_core.pretrain publish-student "
     "--student STUDENT, beside the codec polished since",
     "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens "
-    "--max-mb 5.8 -o assets/models/quantized",
+    "--max-mb 5.8 --compare -o assets/models/quantized",
     "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, then publish-listener; "
     "the pieces weighted as models/README.md says, by hand",
     "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
-    "reports/evaluation": "tinymusician evaluate -o assets/reports/evaluation",
+    "reports/ablation": "tinymusician ablate PLAN.json -o DIR --runs RUNS, with the plan that lies there; "
+    "its data are WORK/tokens",
+    "reports/evaluation": "tinymusician evaluate --threads 1 -o assets/reports/evaluation",
+    "reports/steadiness": "tinymusician evaluate --seconds 30 --prompts in-domain --clips 50 --threads 1 "
+    "-o assets/reports/steadiness",
     "reports/bench": "tinymusician bench -o assets/reports/bench",
+    "reports/bench-again": "the same command as reports/bench, some minutes later",
     "screenshots": "python -m tests.e2e.screenshots",
 }
 
