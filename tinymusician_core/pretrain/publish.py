@@ -35,10 +35,10 @@ RECIPES = {
     "models/text": TEACHER,
     "models/teacher": TEACHER,
     "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 3 "
-    "--minutes 15 --batch 6 --seconds 20 -o STUDENT; then python -m tinymusician_core.pretrain publish-student "
+    "--minutes 15 --batch 6 --seconds 20 -o STUDENT, then on with --minutes 27 --resume; then python -m tinymusician_core.pretrain publish-student "
     "--student STUDENT, beside the codec polished since",
     "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens "
-    "--max-mb 5.8 --compare -o assets/models/quantized",
+    "--max-mb 5.8 --schemes fp16,bf16,int8,int8-weight,int4,int4-row -o assets/models/quantized",
     "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, then publish-listener; "
     "the pieces weighted as models/README.md says, by hand",
     "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
