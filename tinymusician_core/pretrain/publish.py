@@ -35,7 +35,8 @@ RECIPES = {
     "models/text": TEACHER,
     "models/teacher": TEACHER,
     "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 3 "
-    "--minutes 15 --batch 6 --seconds 20 -o STUDENT, then on with --minutes 27 --resume; then python -m tinymusician_core.pretrain publish-student "
+    "--minutes 15 --batch 6 --seconds 20 -o STUDENT, then on with --minutes 27 --resume; "
+    "then python -m tinymusician_core.pretrain publish-student "
     "--student STUDENT, beside the codec polished since",
     "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens "
     "--max-mb 5.8 --schemes fp16,bf16,int8,int8-weight,int4,int4-row -o assets/models/quantized",
@@ -49,7 +50,6 @@ RECIPES = {
     "-o assets/reports/steadiness",
     "reports/bench": "tinymusician bench -o assets/reports/bench",
     "reports/bench-again": "the same command as reports/bench, some minutes later",
-    "screenshots": "python -m tests.e2e.screenshots",
 }
 
 
