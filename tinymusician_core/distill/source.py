@@ -139,10 +139,8 @@ class Teacher:
         if told is not None:
             state[WEIGHT] = told.weight.detach()
         shape, name = student.config.to_dict(), out_dir.resolve().name
-        window_s, cfg = (
-            self.config.get("window_s", WINDOW_S),
-            read_made_for(self.config.get(MADE_FOR), self.folder.name),
-        )
+        window_s = self.config.get("window_s", WINDOW_S)
+        cfg = read_made_for(self.config.get(MADE_FOR), self.folder.name)
         save_family(partial, name, shape, state, **places, window_s=window_s, guidance=guidance, cfg=cfg)
 
     def _write_musicgen(

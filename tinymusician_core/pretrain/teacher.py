@@ -218,10 +218,9 @@ def earlier_weights(folder: Path) -> tuple[dict[str, Tensor], PreTrainedTokenize
         state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["average"]
     elif (folder / "model.safetensors").exists() and (folder.parent / "text").is_dir():
         words = folder.parent / "text"
-        text = {f"text_encoder.{name}": value.float() for name, value in load_file(words / "model.safetensors").items()}
-        state = (
-            load_file(folder / "model.safetensors") | dict.fromkeys(VOCABULARY_ROWS, text[VOCABULARY_ROWS[0]]) | text
-        )
+        state = load_file(folder / "model.safetensors")
+        state |= {f"text_encoder.{k}": v.float() for k, v in load_file(words / "model.safetensors").items()}
+        state |= dict.fromkeys(VOCABULARY_ROWS, state[VOCABULARY_ROWS[0]])
     else:
         raise ValueError(
             f"{folder} holds no teacher to start from: it needs {CHECKPOINT} and tokenizer, "
