@@ -13,6 +13,7 @@ CALLED = {
     "audio": "render.build_audio",
     "codec": "codec.train_codec",
     "polish": "polish.polish_codec",
+    "hear": "hear.train_ear",
     "tokens": "encode.build_tokens",
     "teacher": "teacher.train_teacher",
     "listener": "listener.train_listener",

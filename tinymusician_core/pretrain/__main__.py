@@ -61,10 +61,17 @@ def codec(work: Path, minutes: float = 60, start_from: Path | None = None, devic
 
 
 def polish(work: Path, minutes: float = 300, device: str = "cpu") -> None:
-    """Train the codec's decoder on against discriminators, and its ear for notes; codes keep their meaning."""
+    """Train the codec's decoder on against discriminators; codes keep their meaning."""
     from tinymusician_core.pretrain.polish import polish_codec
 
     polish_codec(work, minutes, device=device)
+
+
+def hear(work: Path, minutes: float = 15, device: str = "cpu") -> None:
+    """Train the ear for notes of the codec on, once it is polished; codes keep their meaning."""
+    from tinymusician_core.pretrain.hear import train_ear
+
+    train_ear(work, minutes, device=device)
 
 
 def notes(work: Path) -> None:
@@ -150,6 +157,7 @@ STAGES = (
     notes,
     codec,
     polish,
+    hear,
     tokens,
     teacher,
     listener,

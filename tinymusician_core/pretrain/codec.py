@@ -3,6 +3,7 @@ three codebooks are given (`notes`), and the encoder must hear them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -189,10 +190,11 @@ class CodecTraining(nn.Module):
         return {"loss": loss, "commit": commit, **losses}
 
 
-def finished_codec(work: Path) -> Path:
-    """The folder of the codec to ship: the polished one, where there is one."""
-    polished = work / "polish" / "model"
-    return polished if polished.is_dir() else work / "codec" / "model"
+def finished_codec(work: Path, stages: Sequence[str] = ("codec", "polish", "hear")) -> Path:
+    """The folder of the codec that the last of these stages that has been run wrote: of all of them, the one to
+    ship."""
+    written = [work / stage / "model" for stage in stages if (work / stage / "model").is_dir()]
+    return written[-1] if written else work / stages[0] / "model"
 
 
 def carry_over(model: CodecTraining, folder: Path) -> None:

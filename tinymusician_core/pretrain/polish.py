@@ -1,6 +1,5 @@
-"""Polish the codec on the rendered pieces: its decoder, first by spectra alone, then with adversarial and feature
-losses, and how well its encoder hears notes. Codebooks and what the encoder makes of the sound stay, so every code
-keeps its meaning and no token has to be made anew."""
+"""Polish the codec's decoder on the rendered pieces, first by spectra alone, then with adversarial and feature losses.
+Codebooks and encoder stay, so every code keeps its meaning and no token has to be made anew."""
 
 from __future__ import annotations
 
@@ -11,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tinymusician_core.codec.spectral import Latents, SpectralCodec
-from tinymusician_core.pretrain.codec import STACKS, TOLD_SHARE, CodecData, NoteBooks, SoundDistance
+from tinymusician_core.codec.spectral import SpectralCodec
+from tinymusician_core.pretrain.codec import STACKS, TOLD_SHARE, CodecData, SoundDistance
 from tinymusician_core.pretrain.discriminator import (
     Discriminators,
     feature_distance,
@@ -23,17 +22,15 @@ from tinymusician_core.pretrain.notes import NOTES
 from tinymusician_core.training import Trainer, TrainSettings
 
 FRAMES = 32
-# The parts of the encoder that nothing but the notes goes through.
-HEARING = ("note_blocks", "note_norm", "to_score", "to_harmony", "to_players")
 SOUND_WEIGHT, FEATURE_WEIGHT = 10.0, 2.0
 JUDGED_FROM = 0.8  # the share of the budget after which the discriminators take part
 OSCILLATORS = 216  # six octaves from 55 Hz
 ALONE_SHARE = 0.5  # of the windows: where the oscillators reach they are all that sounds, and learn to hold notes
-MUON = tuple(stack for stack in STACKS if stack.startswith(("decoder.", "encoder.note_blocks")))
+MUON = tuple(stack for stack in STACKS if stack.startswith("decoder."))
 
 
 class PolishTraining(nn.Module):
-    """The decoder of a trained codec, what judges it, and the encoder, of which only what it hears notes with learns.
+    """The decoder of a trained codec, and what judges it.
 
     One loss trains all: the discriminators see the made sound detached, the decoder sees them frozen, so that no
     gradient of one reaches the other.
@@ -41,27 +38,20 @@ class PolishTraining(nn.Module):
 
     def __init__(self, codec: SpectralCodec) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.judges = codec.encoder, codec.decoder, Discriminators()
-        self.encoder.requires_grad_(False)
-        for part in HEARING:
-            getattr(self.encoder, part).requires_grad_(True)
+        self.decoder, self.judges = codec.decoder, Discriminators()
         for table in self.decoder.modules():
             if isinstance(table, nn.Embedding):
                 table.requires_grad_(False)
-        self.books = NoteBooks(self.decoder)
         self.distance = SoundDistance(codec.sample_rate_hz)
 
     def forward(
-        self, audio: Tensor, codes: Tensor, notes: Tensor, judged: bool = True, alone: Tensor | None = None
+        self, audio: Tensor, codes: Tensor, judged: bool = True, alone: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Audio [B,1,N], its codes [B,K,T] and its notes as written [B,NOTES,T] -> losses; those of the decoder are of
-        spectra alone where nothing is `judged`. In some windows the oscillators are left `alone` (bool [B])."""
-        latents = self.encoder(audio)
-        _, losses = self.books(Latents(*(x.float() for x in latents)), notes)
-        noted = sum(losses[name] for name in self.books.names)
+        """Audio [B,1,N] and its codes [B,K,T] -> losses, of spectra alone where nothing is `judged`. In some windows
+        the oscillators are left `alone` (bool [B])."""
         made = self.decoder(self.decoder.look_up(codes), alone).float()
-        losses |= self.distance(made, audio)
-        losses["loss"] = SOUND_WEIGHT * losses["sound"] + noted
+        losses = self.distance(made, audio)
+        losses["loss"] = SOUND_WEIGHT * losses["sound"]
         if judged:
             real = self.judges(audio)
             losses["judged"] = telling_apart(real, self.judges(made.detach()))
@@ -110,13 +100,13 @@ def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8,
         told = torch.rand(batch, generator=rng) < TOLD_SHARE
         codes[told, :NOTES] = notes[told]
         alone = (torch.rand(batch, generator=rng) < ALONE_SHARE).to(device)
-        return model(audio, codes, notes, spent >= JUDGED_FROM, alone)
+        return model(audio, codes, spent >= JUDGED_FROM, alone)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
         model.eval()
-        audio, notes = (x.to(device) for x in held_out.batch(torch.Generator().manual_seed(1), 16, 4 * FRAMES))
-        found = model(audio, codec.encode(audio).clone(), notes)
+        audio = held_out.batch(torch.Generator().manual_seed(1), 16, 4 * FRAMES)[0].to(device)
+        found = model(audio, codec.encode(audio).clone())
         return {f"validation_{name}": float(value) for name, value in found.items()}
 
     trainer.run(
@@ -129,7 +119,6 @@ def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8,
         ),
     )
     average = trainer.averaged_state()
-    for part, module in (("encoder.", codec.encoder), ("decoder.", codec.decoder)):
-        module.load_state_dict({n.removeprefix(part): v for n, v in average.items() if n.startswith(part)})
+    codec.decoder.load_state_dict({name: average[f"decoder.{name}"] for name in codec.decoder.state_dict()})
     shutil.rmtree(work / "polish" / "model", ignore_errors=True)
     codec.save(work / "polish" / "model", codec.encoder)
