@@ -59,6 +59,7 @@ class Composer:
         Raises ValueError for what is not allowed, OSError when the disk is full.
         """
         settings = dict(zip(SETTINGS, values[: len(SETTINGS)], strict=True))
+        settings["cfg"] = settings["cfg"].strip() or None
         source, loop, bpm = values[len(SETTINGS) :]
         file, seconds = self.bench.keep_source(source) if source else ("", 0.0)
         tempo = check_bpm(bpm) if loop and bpm else None
@@ -73,16 +74,18 @@ class Composer:
             self.models: [model for model in take.models if model in wording.MODELS],
             self.own: next((clip.model for clip in take.clips if clip.model not in wording.MODELS), ""),
             **{box: take.settings[name] for box, name in zip(self.settings, SETTINGS, strict=True)},
+            self.cfg: _shown(take.settings["cfg"]),
             self.source: str(kept) if kept.is_file() else None,
             self.loop: form.loop,
-            self.bpm: "" if form.bpm is None else f"{form.bpm:g}",
+            self.bpm: _shown(form.bpm),
         }
 
     @property
     def usual(self) -> dict[Any, Any]:
         """What the boxes of the closed accordion hold on a fresh page."""
         default = SamplingSpec().as_dict()
-        return {self.own: "", **{getattr(self, name): default[name] for name in ADVANCED}}
+        boxes = {getattr(self, name): default[name] for name in ADVANCED}
+        return {self.own: "", **boxes, self.cfg: _shown(default["cfg"])}
 
     # layout
 
@@ -121,9 +124,10 @@ class Composer:
     def _advanced(self) -> None:
         words, default = wording.SETTINGS, SamplingSpec()
         with gr.Row():
-            self.cfg = gr.Number(
-                default.cfg, label=words["cfg"][0], info=words["cfg"][1], precision=None, elem_id="tm-cfg"
-            )
+            self.cfg = gr.Textbox(
+                _shown(default.cfg), label=words["cfg"][0], info=words["cfg"][1], max_lines=1, elem_id="tm-cfg",
+                placeholder="the model's own",
+            )  # fmt: skip
             self.temperature = gr.Slider(
                 MIN_TEMPERATURE, min(2.0, MAX_TEMPERATURE), default.temperature, step=0.05,
                 label=words["temperature"][0], info=words["temperature"][1],
@@ -206,6 +210,11 @@ def _chips(values: list[tuple[str, str]], label: str) -> gr.HTML:
         f'<button type="button" data-pick="{escape(value)}">{escape(text)}</button>' for value, text in values
     )
     return html(f'<div class="tm-chips" role="group" aria-label="{label}">{chips}</div>', js_on_load=PICK_JS)
+
+
+def _shown(number: float | None) -> str:
+    """A number as its text box shows it; empty where there is none."""
+    return "" if number is None else f"{number:g}"
 
 
 def _picked(event: gr.EventData) -> str:

@@ -39,7 +39,10 @@ EXAMPLES = (
     "a playful marimba jig",
 )
 SETTINGS = {
-    "cfg": ("Guidance (cfg)", "How closely to follow the prompt; 1 turns it off; empty: as each model was made for"),
+    "cfg": (
+        "Guidance (cfg)",
+        "How closely to follow the prompt; 1 turns it off, empty is what each model was made for",
+    ),
     "temperature": ("Temperature", "Higher is more surprising"),
     "top_k": ("Top-k", "Draw from the k likeliest tokens; 0 allows all"),
     "top_p": ("Top-p", "Draw from this share of probability; 0 allows all"),

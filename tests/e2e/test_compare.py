@@ -135,6 +135,10 @@ def test_bad_input_is_answered_and_the_session_goes_on(open_page):
     page.wait_for_timeout(1500)
     assert "got None" in problem(page)  # it stays until the next try
     page.click("text=Advanced settings")
+    page.fill("#tm-cfg :is(input, textarea)", "0.5")
+    generate(page, models=("student",))
+    page.wait_for_selector('.tm-note.is-problem:has-text("Cfg must be a number from 1 to")')
+    page.fill("#tm-cfg :is(input, textarea)", "")
     page.fill("#tm-own input", "no-such-model")
     generate(page, models=("student",))
     page.wait_for_selector(card("no-such-model", "failed"))
