@@ -10,6 +10,7 @@ from torch import nn
 
 import tinymusician_core as tm
 from tinymusician_core.codec.spectral import SpectralCodec, SpectralEncoder
+from tinymusician_core.pretrain.publish import publish_quantized
 from tinymusician_core.quant import apply, loading
 from tinymusician_core.quant.apply import apply_plan, quantize
 from tinymusician_core.quant.plan import PRESETS, Plan, packable, preset
@@ -200,6 +201,26 @@ def test_the_codecs_encoder_lies_beside_and_is_read_when_a_sound_is_encoded(fold
     encoder.unlink()
     with pytest.raises((ModelError, FileNotFoundError), match="without its"):
         build(json.loads((tmp_path / "q" / "config.json").read_text()), tmp_path / "q")["codec"].encode(sound)
+
+
+def test_a_published_one_reads_the_encoder_of_its_family(tiny_family, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(tiny_family, models)
+    source = tm.load(models / "student")
+    encoder = scramble(SpectralEncoder(source.codec.config), seed=3)
+    source.codec.save(models / "codec", encoder)
+    source = tm.load(models / "student")
+    quantize(source, "int8", tmp_path / "q")
+    publish_quantized(tmp_path / "q", tmp_path)
+    assert not (models / "quantized" / "encoder.safetensors").exists()
+    sound = torch.rand(1, 1, 12800, generator=torch.Generator().manual_seed(2)) - 0.5
+    codes = [tm.load(path).codec.encode(sound) for path in (tmp_path / "q", models / "quantized")]
+    assert torch.equal(*codes)
+    (models / "codec" / "encoder.safetensors").write_bytes(b"other")
+    with pytest.raises(ModelError, match="not the file it was"):
+        tm.load(models / "quantized")
+    with pytest.raises(ValueError, match="another codec"):
+        publish_quantized(tmp_path / "q", tmp_path)
 
 
 def test_a_codec_without_an_encoder_is_quantized_without_one(student, tmp_path):

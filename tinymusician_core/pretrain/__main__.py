@@ -23,6 +23,7 @@ def shard(text: str) -> tuple[int, int]:
 OPTIONS = {
     "work": {"type": Path, "required": True, "help": "the folder that holds everything the recipe makes"},
     "student": {"type": Path, "required": True, "help": "the folder that tinymusician distill made"},
+    "quantized": {"type": Path, "required": True, "help": "the folder that tinymusician quantize made"},
     "assets": {"type": Path, "default": Path("assets"), "help": "default assets"},
     "device": {"default": "cpu", "help": "cpu or cuda (default cpu)"},
     "minutes": {"type": float, "help": "training time over all resumed runs (default %(default)g)"},
@@ -130,6 +131,13 @@ def publish_student(student: Path, assets: Path) -> None:
     publish_student(student, assets)
 
 
+def publish_quantized(quantized: Path, assets: Path) -> None:
+    """Put a quantized student into assets."""
+    from tinymusician_core.pretrain.publish import publish_quantized
+
+    publish_quantized(quantized, assets)
+
+
 def publish_listener(work: Path, assets: Path) -> None:
     """Measure the listener on unseen tunes and write it into assets."""
     from tinymusician_core.pretrain.listener import publish_listener
@@ -164,6 +172,7 @@ STAGES = (
     figures,
     publish,
     publish_student,
+    publish_quantized,
     publish_listener,
     held_out,
     manifest,

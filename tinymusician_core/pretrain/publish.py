@@ -15,6 +15,8 @@ from tinymusician_core.files import sha256_of, whole_file
 from tinymusician_core.guidance import GUIDANCE, read_guidance
 from tinymusician_core.pretrain.codec import finished_codec
 from tinymusician_core.pretrain.teacher import LONGEST_S, PROBES, TeacherConfig, TeacherTraining
+from tinymusician_core.quant.size import json_text
+from tinymusician_core.quant.skeleton import ENCODER_FILE
 from tinymusician_core.training import CHECKPOINT
 
 LICENCE = "MIT"
@@ -85,6 +87,24 @@ def publish_student(student: Path, assets: Path) -> None:
     state, target = load_file(student / "model.safetensors"), assets / "models" / "student"
     guidance = read_guidance(record.get(GUIDANCE), "student")
     save_family(target, "student", record["decoder"], state, window_s=record["window_s"], guidance=guidance, cfg=CFG)
+
+
+def publish_quantized(quantized: Path, assets: Path) -> None:
+    """Put a quantized student into `assets/models`, all but its copy of the codec's encoder, which lies there already.
+
+    Raises:
+        ValueError: it was made with another codec.
+    """
+    models, shared = assets / "models", f"../codec/{ENCODER_FILE}"
+    config = json.loads((quantized / "config.json").read_text(encoding="utf-8"))
+    config["files"][shared] = config["files"].pop(ENCODER_FILE)
+    if config["files"][shared] != sha256_of(models / "codec" / ENCODER_FILE):
+        raise ValueError(f"{quantized} was made with another codec than the one in {models / 'codec'}")
+    target = models / "quantized"
+    shutil.copytree(quantized, target, ignore=shutil.ignore_patterns(ENCODER_FILE), dirs_exist_ok=True)
+    (target / ENCODER_FILE).unlink(missing_ok=True)
+    with whole_file(target / "config.json") as partial:
+        partial.write_text(json_text(config), encoding="utf-8")
 
 
 def recipe_commit(folder: Path) -> str:

@@ -61,6 +61,12 @@ class StoredEncoder(nn.Module):
         return self._read[0](sound)
 
 
+def encoder_file(record: Mapping, folder: Path) -> Path:
+    """Where a quantized folder has its codec's encoder: its own, or one that lies elsewhere in its family."""
+    names = [name for name in record.get("files", {}) if Path(name).name == ENCODER_FILE]
+    return folder / (names[0] if names else ENCODER_FILE)
+
+
 def encoder_state(codec: nn.Module) -> dict[str, Tensor]:
     """The weights of a codec's encoder in half precision, as its file holds them; none where it has no encoder."""
     try:
@@ -114,7 +120,7 @@ def describe(modules: nn.ModuleDict) -> dict:
 def build(record: Mapping, folder: Path) -> nn.ModuleDict:
     """The modules "decoder", "text_encoder" and "codec" of a config.json with a `describe` record, without weights.
 
-    `folder` holds tokenizer.json, and the codec's encoder where it was saved.
+    `folder` holds tokenizer.json, and where it was saved the codec's encoder, or says where that lies.
     """
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
@@ -128,7 +134,7 @@ def build(record: Mapping, folder: Path) -> nn.ModuleDict:
         modules = {
             "decoder": Decoder(shape),
             "text_encoder": TextEncoder(tokenizer, encoder, projection, told),
-            "codec": _codec(record["codec"], folder / ENCODER_FILE),
+            "codec": _codec(record["codec"], encoder_file(record, folder)),
         }
     return nn.ModuleDict(modules).eval().requires_grad_(False)
 
