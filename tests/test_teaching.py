@@ -280,6 +280,16 @@ def test_no_teacher_runs_once_its_logits_are_cached(teacher, tokens, tiny_family
     assert session.validate()["validation_kl"] > 0
 
 
+def test_shorter_windows_come_in_larger_numbers(teacher, tokens):
+    spec = DistillSpec(2, batch=2, seconds=1.6, shortest=0.4, accumulate=2)
+    session, random = Session(teacher, tokens, spec, OneProcess()), rng()
+    drawn = [session._draw(random) for _ in range(30)]
+    assert {tuple(d.codes.shape) for d in drawn} == {(2, 4, 40), (4, 4, 20), (8, 4, 10)}
+    assert len(session.loss(random, 0.0)) == 2
+    assert DistillSpec(2, seconds=10.0, shortest=3.0).parts == (1, 2)
+    assert DistillSpec(2, seconds=10.0).parts == (1,)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -299,6 +309,8 @@ def test_no_teacher_runs_once_its_logits_are_cached(teacher, tokens, tiny_family
         ({"on_policy": 1.5}, "on_policy is 1.5; 0 to 1"),
         ({"on_policy": 0.5, "cache_logits": 8}, "cached logits stand in for the teacher"),
         ({"loss": "cross-entropy", "on_policy": 0.5}, "the loss cross-entropy asks no teacher"),
+        ({"shortest": 5.0, "cache_logits": 8}, "cached logits stand in for the teacher, on windows of one length"),
+        ({"shortest": 20.0}, "shortest is 20.0; above 0 and at most 10"),
         ({"cache_logits": 0}, "cache_logits is 0; a whole number above 0"),
         ({"batch": 6, "accumulate": 4}, "a batch of 6 in 4 parts; a divisor"),
         ({"codebook_weights": (1, -1)}, "the codebook weights are .1, -1.; numbers of 0 or more"),

@@ -65,6 +65,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default="12", help="windows a step (default 12)")
     parser.add_argument("--accumulate", default="1", help="parts that a batch is computed in (default 1)")
     parser.add_argument("--seconds", default="10", help="length of a window (default 10)")
+    parser.add_argument("--shortest", help="halves of --seconds too, quarters and so on, down to these seconds")
     parser.add_argument("--learning-rate", default="0.001", help="at its highest (default 0.001)")
     parser.add_argument("--optimizer", default="muon", choices=["muon", "adamw"], help="of the layers (default muon)")
     parser.add_argument("--dropout", default="0.1", help="share of captions left out, for guidance (default 0.1)")
@@ -112,7 +113,7 @@ def read_options(options: argparse.Namespace) -> dict:
         "cache_logits": read_count("cache logits", options.cache_logits),
         "validate_every": read_count("validate every", options.validate_every),
         "validation_windows": read_count("validation windows", options.validation_windows),
-        **{name: read_amount(name, getattr(options, name)) for name in ("minutes", "seconds")},
+        **{name: read_amount(name, getattr(options, name)) for name in ("minutes", "seconds", "shortest")},
         "learning_rate": read_amount("learning rate", options.learning_rate),
         "cross_entropy": _share("cross entropy", options.cross_entropy),
         "dropout": _share("dropout", options.dropout),

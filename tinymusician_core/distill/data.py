@@ -128,9 +128,9 @@ class Batches:
                 f"the teacher has {len(delays)} of {start} entries"
             )
 
-    def draw(self, rng: torch.Generator, size: int) -> Drawn:
-        """`size` windows at random."""
-        return self._drawn(rng, *self.dataset.batch(rng, size, self.frames))
+    def draw(self, rng: torch.Generator, size: int, part: int = 1) -> Drawn:
+        """`size` windows at random, of a `part`-th of the usual length."""
+        return self._drawn(rng, *self.dataset.batch(rng, size, max(1, self.frames // part)))
 
     def order(self, seed: int, count: int) -> list[int]:
         """The clips of `count` windows: shuffled, and none a second time before all that are long enough have come."""

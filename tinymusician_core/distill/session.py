@@ -118,9 +118,7 @@ class Session:
 
     def loss(self, rng: torch.Generator, progress: float) -> list[Part]:
         """One step's loss in parts, of the rows that are this process's."""
-        spec, terms, seeds = self.spec, self.terms, None
-        source = self.caches.get("train", self.batches)
-        drawn = source.draw(rng, spec.batch)
+        spec, terms, seeds, drawn = self.spec, self.terms, None, self._draw(rng)
         if spec.on_policy and float(torch.rand((), generator=rng)) < spec.on_policy:
             drawn, seeds = choose_begin(drawn, rng)
             terms = replace(terms, cross_entropy=0.0)
@@ -131,6 +129,14 @@ class Session:
             )
             for rows in self._mine(len(drawn))
         ]
+
+    def _draw(self, rng: torch.Generator) -> Drawn:
+        """A step's windows, of one length; of shorter ones as many more as fill the same time."""
+        if "train" in self.caches:
+            return self.caches["train"].draw(rng, self.spec.batch)
+        parts = self.spec.parts
+        part = parts[int(torch.randint(len(parts), (), generator=rng))] if len(parts) > 1 else 1
+        return self.batches.draw(rng, self.spec.batch * part, part)
 
     def _mine(self, rows: int) -> Iterator[tuple[int, int]]:
         """The rows of this process, part after part."""

@@ -26,6 +26,8 @@ class DistillSpec:
         codebook_weights: how much each codebook counts; None for alike.
         hidden: "mse:W" or "cosine:W", what each layer gives against what its original would have been given next.
         batch, seconds: windows a step, and how long each is.
+        shortest: with it a step has windows of `seconds`, of half of that, of a quarter and so on down to `shortest`,
+            in turn by chance, and the more of them the shorter they are; None for `seconds` alone.
         accumulate: in how many parts a batch is computed, one after the other.
         optimizer: "muon" for the matrices of the layers, with AdamW for the rest, or "adamw" for all.
         dropout: the share of captions left out, for guidance.
@@ -52,6 +54,7 @@ class DistillSpec:
     hidden: str | None = None
     batch: int = 12
     seconds: float = 10.0
+    shortest: float | None = None
     accumulate: int = 1
     learning_rate: float = 1e-3
     optimizer: str = "muon"
@@ -75,6 +78,8 @@ class DistillSpec:
         for name, top in (("seconds", 60.0), ("learning_rate", 1.0)):
             if not 0.0 < getattr(self, name) <= top:
                 raise ValueError(f"{name} is {getattr(self, name)}; above 0 and at most {top} is allowed")
+        if self.shortest is not None and not 0.0 < self.shortest <= self.seconds:
+            raise ValueError(f"shortest is {self.shortest}; above 0 and at most {self.seconds:g} is allowed")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer is {self.optimizer!r}; {' or '.join(OPTIMIZERS)} is allowed")
         if not 0.0 <= self.dropout < 1.0:
@@ -99,14 +104,23 @@ class DistillSpec:
                 f"the loss {CROSS_ENTROPY} asks no teacher; on-policy windows, cached logits, hidden states and "
                 "guidance need one that does"
             )
-        if self.cache_logits is not None and (self.on_policy or hidden):
+        if self.cache_logits is not None and (self.on_policy or hidden or self.shortest):
             raise ValueError(
-                "cached logits stand in for the teacher; on-policy windows and hidden states need it to run"
+                "cached logits stand in for the teacher, on windows of one length; on-policy windows, hidden states "
+                "and shorter windows need it to run"
             )
 
     @property
     def shape(self) -> Shape:
         return Shape(self.layers, self.width, self.heads, self.ffn)
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """In how many parts a window may come: 1, and 2, 4 and so on as long as they are not shorter than allowed."""
+        found = [1]
+        while self.shortest is not None and self.seconds / (2 * found[-1]) >= self.shortest:
+            found.append(2 * found[-1])
+        return tuple(found)
 
     @property
     def validation_batches(self) -> int:
