@@ -16,7 +16,7 @@ SHOTS = (("compare", 1440, 1000, "light"),)
 
 def main() -> None:
     """Play one prompt with all three models, and draw the page as SHOTS say, JPEG at quality 85."""
-    target = Path(sys.argv[1]) if len(sys.argv) > 1 else REPO / "docs"
+    target = Path(sys.argv[1]) if len(sys.argv) > 1 else REPO / "assets" / "pictures"
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         studio = subprocess.Popen(

@@ -20,11 +20,10 @@ WINDOWS, FRAMES = 48, 200
 @torch.no_grad()
 def codec_figures(work: Path, split: str) -> dict:
     """Round trip of unseen pieces: log-mel L1 (natural log, mean of four windows); the share of frames whose melody,
-    accompaniment and players the encoder hears right;
-    minutes of training of the codec, and of its decoder's polishing where there was one."""
+    accompaniment and players the encoder hears right; minutes of each training that is to be found in `work`."""
     codec = SpectralCodec.from_folder(finished_codec(work))
     audio, notes = CodecData.read(work, split, 200).batch(torch.Generator().manual_seed(0), WINDOWS, FRAMES)
-    polished = _checkpoint(work / "polish") if (work / "polish" / CHECKPOINT).exists() else {"elapsed_s": 0.0}
+    trained = {stage: work / stage / CHECKPOINT for stage in ("codec", "polish", "hear")}
     codes = codec.encode(audio)
     pitches = [(c - 1).div(AGES, rounding_mode="floor") for c in (codes[:, 0], notes[:, 0])]
     return {
@@ -33,13 +32,12 @@ def codec_figures(work: Path, split: str) -> dict:
         "harmony_right": float((codes[:, 1] == notes[:, 1]).float().mean()),
         "players_right": float((codes[:, 2] == notes[:, 2]).float().mean()),
         "windows": WINDOWS,
-        "minutes": _checkpoint(work / "codec")["elapsed_s"] / 60,
-        "polish_minutes": polished["elapsed_s"] / 60,
+        "minutes": {
+            stage: torch.load(path, map_location="cpu", weights_only=True)["elapsed_s"] / 60
+            for stage, path in trained.items()
+            if path.exists()
+        },
     }
-
-
-def _checkpoint(folder: Path) -> dict:
-    return torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
 
 
 @torch.no_grad()

@@ -45,6 +45,7 @@ RECIPES = {
     "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, then publish-listener; "
     "the pieces weighted as models/README.md says, by hand",
     "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
+    "pictures": "python -m tests.e2e.screenshots",
     "reports/ablation": "tinymusician ablate PLAN.json -o DIR --runs RUNS, with the plan that lies there; "
     "its data are WORK/tokens",
     "reports/evaluation": "tinymusician evaluate --threads 1 -o assets/reports/evaluation",
