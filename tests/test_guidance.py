@@ -199,6 +199,15 @@ def test_transformers_plays_a_musicgen_at_the_base(tiny_musicgen, tokens, tmp_pa
     torch.testing.assert_close(torch.from_numpy(clip.audio), sound[0].clamp(-1, 1), atol=1e-4, rtol=0)
 
 
+def test_where_no_scale_is_given_a_student_plays_with_what_its_teacher_is_made_for(tiny_family, tokens, tmp_path):
+    models = shutil.copytree(tiny_family, tmp_path / "models")
+    record = models / "teacher" / "config.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "guidance_scale": 2.0}))
+    tm.distill(models / "teacher", tokens, 2, models / "told", steps=1, guidance="input:1-6", **SMALL)
+    assert tm.load(models / "told").guidance == ScaleRange(1.0, 6.0, 2.0)
+    assert ScaleRange(4.0, 6.0).around(2.0).base == 4.0
+
+
 def test_cached_logits_know_their_scales(teacher, tokens, tiny_family, tmp_path):
     own = read_teacher(tiny_family / "teacher")
     spec = DistillSpec(2, cache_logits=64, guidance="input:1-6", **SMALL)

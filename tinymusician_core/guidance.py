@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import MutableMapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +35,24 @@ class ScaleRange:
 
     low: float
     high: float
-    base: float | None = None  # the usual scale, or what lies nearest to it
+    base: float | None = None  # None: MusicGen's usual one, or what lies nearest to it
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
             object.__setattr__(self, name, check_cfg(getattr(self, name)))
         if not self.low < self.high:
             raise ValueError(f"guidance goes from {self.low:g} to {self.high:g}; the lower scale first is allowed")
-        base = min(max(USUAL_CFG, self.low), self.high) if self.base is None else check_cfg(self.base)
+        base = self._nearest(USUAL_CFG) if self.base is None else check_cfg(self.base)
         object.__setattr__(self, "base", base)
         if not self.low <= base <= self.high:
             raise ValueError(f"guidance goes from {self.low:g} to {self.high:g}; a base of {base:g} is not in it")
+
+    def _nearest(self, scale: float) -> float:
+        return min(max(scale, self.low), self.high)
+
+    def around(self, scale: float) -> ScaleRange:
+        """The same range with another base: this scale, or what lies nearest to it."""
+        return replace(self, base=self._nearest(scale))
 
     def __contains__(self, scale: float) -> bool:
         return self.low <= scale <= self.high

@@ -61,9 +61,12 @@ class Session:
     def __init__(self, teacher: Teacher, tokens: str | os.PathLike, spec: DistillSpec, together: OneProcess):
         self.teacher, self.spec, self.terms, self.together = teacher, spec, spec.terms, together
         check_fit(teacher, spec, together)
-        self.guidance = spec.guided or teacher.guidance
-        self.teaching = Teaching(teacher, spec.guided)
-        scales = spec.guided if isinstance(spec.guided, ScaleRange) else None
+        guided = spec.guided
+        if isinstance(guided, ScaleRange):
+            guided = guided.around(teacher.made_for)
+        self.guidance = guided or teacher.guidance
+        self.teaching = Teaching(teacher, guided)
+        scales = guided if isinstance(guided, ScaleRange) else None
         frames = max(1, round(spec.seconds * teacher.frame_rate_hz))
         common = (teacher.text_encoder, teacher.delays, teacher.start, frames)
         self.batches = Batches(tokens, "train", *common, 0.0 if self.guidance else spec.dropout, scales)

@@ -81,6 +81,12 @@ class Teacher:
         """What it has built in itself, or takes as an input, where it is a guidance-distilled model."""
         return read_guidance(self.config.get(GUIDANCE), self.folder.name)
 
+    @property
+    def made_for(self) -> float:
+        """The guidance that it is to be run with, where it needs two passes."""
+        record = self.config.get(MADE_FOR) if self.whole is None else self.whole.generation_config.guidance_scale
+        return read_made_for(record, self.folder.name)
+
     def check_width(self, width: int) -> None:
         """ValueError where a student of that width cannot be written in the teacher's format.
 
@@ -140,8 +146,8 @@ class Teacher:
             state[WEIGHT] = told.weight.detach()
         shape, name = student.config.to_dict(), out_dir.resolve().name
         window_s = self.config.get("window_s", WINDOW_S)
-        cfg = read_made_for(self.config.get(MADE_FOR), self.folder.name)
-        save_family(partial, name, shape, state, **places, window_s=window_s, guidance=guidance, cfg=cfg)
+        made = {"window_s": window_s, "guidance": guidance, "cfg": self.made_for}
+        save_family(partial, name, shape, state, **places, **made)
 
     def _write_musicgen(
         self,
