@@ -66,13 +66,25 @@ def launcher(sharded: bool) -> list[str]:
     return [*start, "--main_process_port", port]
 
 
-def run(start: list[str], family, name: str, *how: str) -> subprocess.CompletedProcess:
+def kill_all(process: subprocess.Popen) -> None:
+    """Kill a process and all that it has started: a launcher's children are in groups of their own."""
+    own = psutil.Process(process.pid)
+    for each in (own, *own.children(recursive=True)):
+        each.kill()
+    process.wait()
+
+
+def run(start: list[str], family, name: str, *how: str) -> None:
     """The command, by processes of its own, to its end."""
     line = [*start, *MODULE, *command(family, name, *how, "--json")]
-    done = subprocess.run(line, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    assert done.returncode == 0, done.stderr
-    assert sum(line.startswith("{") for line in done.stdout.splitlines()) == 1  # one of them speaks
-    return done
+    process = subprocess.Popen(line, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        said, complaints = process.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        kill_all(process)
+        raise
+    assert process.returncode == 0, complaints
+    assert sum(line.startswith("{") for line in said.splitlines()) == 1  # one of them speaks
 
 
 def kill_on_the_way(start: list[str], family, name: str, how: list[str], after: int) -> int:
@@ -90,10 +102,7 @@ def kill_on_the_way(start: list[str], family, name: str, how: list[str], after: 
             assert time.monotonic() < until, "the run did not get anywhere"
             time.sleep(0.01)
     finally:
-        own = psutil.Process(process.pid)
-        for each in (own, *own.children(recursive=True)):  # a launcher's children are in groups of their own
-            each.kill()
-        process.wait()
+        kill_all(process)
     assert not (family / name).exists()
     return torch.load(folder / "checkpoint.pt", weights_only=True)["step"]
 
