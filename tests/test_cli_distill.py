@@ -106,6 +106,7 @@ def test_every_setting_reaches_the_run(capsys, tiny_family, tmp_path):
         "hidden": None,
         "batch": 2,
         "seconds": 0.5,
+        "shortest": None,
         "accumulate": 2,
         "learning_rate": 0.001,
         "optimizer": "adamw",
@@ -117,8 +118,19 @@ def test_every_setting_reaches_the_run(capsys, tiny_family, tmp_path):
         "validate_every": 2,
         "validation_windows": 6,
         "bf16": False,
+        "start_from": None,
         "seed": 0,
     }
+
+
+def test_a_run_starts_from_an_earlier_student_and_has_shorter_windows(capsys, tiny_family, tmp_path):
+    teacher = ["--teacher", str(tiny_family / "teacher"), "--prompts", "built-in", "--clips", "4", "--steps", "1"]
+    assert run(capsys, "distill", *teacher, *SETTINGS, "-o", str(tmp_path / "one"))[0] == 0
+    how = ["--start-from", str(tmp_path / "one"), "--shortest", "0.25", "-o", str(tmp_path / "two")]
+    assert run(capsys, "distill", *teacher, *SETTINGS, *how)[0] == 0
+    settings = json.loads((tmp_path / "two.training" / "settings.json").read_text())
+    assert settings["shortest"] == 0.25
+    assert len(settings["start_from"]) == 16
 
 
 def test_a_dry_run_measures_and_writes_nothing(capsys, tiny_family, tmp_path):

@@ -135,6 +135,19 @@ def test_a_stopped_run_resumes_to_the_same_weights(family, tokens):
     assert sum(record["step"] == 0 for record in log_of(parts)) == 1
 
 
+def test_a_student_goes_on_from_an_earlier_one(family, tokens):
+    common = {"learning_rate": 0.01, **SMALL}
+    distill(family / "teacher", tokens, 2, family / "first", steps=60, **common)
+    begun = distill(family / "teacher", tokens, 2, family / "next", start_from=family / "first", steps=1, **common)
+    before, last = log_of(family / "next")[0], log_of(family / "first")[-1]
+    assert before["validation_kl"] == pytest.approx(last["validation_kl"], rel=0.02)  # it was written in half precision
+    assert begun.layers == (0, 3)
+    with pytest.raises(ValueError, match="was begun with start_from"):
+        distill(family / "teacher", tokens, 2, family / "next", steps=2, resume=True, **common)
+    with pytest.raises(ValueError, match="has other sizes than the student that is asked for"):
+        distill(family / "teacher", tokens, 3, family / "other", start_from=family / "first", steps=1, **common)
+
+
 @pytest.mark.parametrize(
     "loss", ["forward-kl", "reverse-kl", "skew-kl", "skew-reverse-kl", "jsd", "alpha-beta:0.4,0.5", "cross-entropy"]
 )

@@ -45,6 +45,7 @@ def _add_student(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", help="narrower than the teacher")
     parser.add_argument("--heads", help="attention heads (default: as wide as the teacher's)")
     parser.add_argument("--ffn", help="hidden units of a feed-forward layer")
+    parser.add_argument("--start-from", help="an earlier student of these sizes, in the place of the teacher's layers")
     parser.add_argument(
         "--guidance", help="one pass instead of two: fixed:3 builds that scale in, input:1-6 makes it an input"
     )
@@ -151,6 +152,7 @@ def run_distill(options: argparse.Namespace) -> int:
             options.output,
             prompts=prompts,
             clips=read_count("clips", options.clips),
+            start_from=options.start_from,
             resume=options.resume,
             checkpoint_every_s=every,
             tensorboard=options.tensorboard,

@@ -76,6 +76,23 @@ class Session:
         self.running: nn.Module = self.student
         self.caches: dict[str, LogitCache] = {}
 
+    def begin_with(self, earlier: Teacher) -> None:
+        """Give the student the weights of an earlier one.
+
+        Raises:
+            ValueError: it has other sizes, or takes its guidance as an input.
+        """
+        if isinstance(earlier.guidance, ScaleRange):
+            raise ValueError(f"{earlier.folder} takes its guidance as an input; a student to start from must not")
+        student, projection = self.student, earlier.text_encoder.projection
+        for own, theirs in ((student.decoder, earlier.decoder), (student.projection, projection)):
+            if own is None:
+                continue
+            state = {} if theirs is None else theirs.state_dict()
+            if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in own.state_dict().items()}:
+                raise ValueError(f"{earlier.folder} has other sizes than the student that is asked for")
+            own.load_state_dict(state)
+
     @property
     def shared(self) -> nn.Module:
         """The teacher's text projection, which a student of its width shares."""

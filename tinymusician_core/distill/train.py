@@ -102,6 +102,7 @@ def distill(
     clips: int = 256,
     minutes: float | None = None,
     steps: int | None = None,
+    start_from: str | os.PathLike | None = None,
     resume: bool = False,
     device: str = "cpu",
     checkpoint_every_s: float = 180.0,
@@ -122,6 +123,8 @@ def distill(
         prompts: what the teacher is to play, where there are no tokens: a list, or "built-in".
         clips: how many clips it is to play.
         minutes, steps: the budget, one of the two (10 minutes where neither is given), counted over resumed runs.
+        start_from: an earlier student of the same sizes, whose weights this one begins with in the place of its
+            teacher's: to go on with other data, another loss, or another teacher of that size.
         resume: go on from an earlier run's checkpoint, where there is one.
         device: "cpu" or "cuda"; what a launcher chose goes before it.
         checkpoint_every_s: seconds between checkpoints.
@@ -145,18 +148,23 @@ def distill(
     check_free(out, found.config["model_type"])
     folder = out.with_name(f"{out.name}.training")
     check_fit(found, spec, together)
+    earlier = None if start_from is None else read_teacher(resolve(start_from), str(together.device))
     if tokens_dir is None:
         model, order = _order(teacher, prompts, clips, spec, together)
     else:
         session = Session(found, tokens_dir, spec, together)
     if together.is_main:
-        _claim(folder, {"teacher": hash_of(found), **asdict(spec)}, resume)
+        begun_with = {"teacher": hash_of(found), "start_from": None if earlier is None else hash_of(earlier)}
+        _claim(folder, {**begun_with, **asdict(spec)}, resume)
     together.wait()
     if tokens_dir is None:
         told = None if on_stage is None else lambda done, of: on_stage("the teacher plays", done, of)
         tokens = sample_tokens(model, order, folder / TOKENS, together, told, should_stop)
         del model
         session = Session(found, tokens, spec, together)
+    if earlier is not None:
+        session.begin_with(earlier)
+        del earlier
     cache = None
     if spec.cache_logits is not None:
         told = None if on_stage is None else lambda done, of: on_stage("the teacher's logits", done, of)
