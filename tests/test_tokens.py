@@ -57,6 +57,17 @@ def test_a_short_clip_is_filled_with_minus_one(folder):
     assert int((window == -1).sum()) == 4 * 5
 
 
+def test_a_clip_that_goes_round_begins_anew_when_it_ends(tmp_path):
+    records = [{"captions": ["one"], "bars": [0, 10, 20], "round": True}, {"captions": ["two"], "bars": [0]}]
+    write_tokens(tmp_path, "train", [torch.arange(25).repeat(4, 1), torch.arange(9).repeat(4, 1)], records)
+    data, rng = TokenDataset(tmp_path, "train"), torch.Generator().manual_seed(0)
+    codes, captions = data.batch(rng, 32, 60)
+    assert set(captions) == {"one"}
+    assert set(codes[:, 0, 0].tolist()) == {0, 10, 20}
+    for window in codes:
+        assert torch.equal(window[0], (window[0, 0] + torch.arange(60)) % 25)
+
+
 def test_missing_unknown_and_damaged_data_are_named(folder):
     with pytest.raises(ValueError, match="unknown split 'practice'"):
         TokenDataset(folder, "practice")

@@ -1,8 +1,8 @@
 """Codec tokens with captions, on disk: what teachers and students are trained on.
 
 A folder holds, for each split, `{split}.safetensors` (`codes` int16 [K,F], all clips end to end; `offsets` int64 [n+1])
-and `{split}.jsonl`, one record a clip: `captions`, `bars` (frames, from the clip's start, at which bars begin) and
-`facts`.
+and `{split}.jsonl`, one record a clip: `captions`, `bars` (frames, from the clip's start, at which bars begin),
+`facts`, and `round` where a clip may begin anew when it ends, as dance tunes do.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class TokenDataset:
                 f"{folder}: {len(self.records)} records but {len(self.offsets) - 1} clips of {split} tokens"
             )
 
+        self.rounds = torch.tensor([bool(record.get("round")) for record in self.records])
+
     def __len__(self) -> int:
         return len(self.records)
 
@@ -53,19 +55,20 @@ class TokenDataset:
         return self.codes[:, self.offsets[index] : self.offsets[index + 1]].long()
 
     def window(self, index: int, frames: int, rng: torch.Generator) -> Tensor:
-        """`frames` codes of a clip from a random bar on, int64 [K,frames]; a clip that ends sooner is filled
-        with -1."""
-        codes = self.clip(index)
-        starts = [b for b in self.records[index]["bars"] if b + frames <= codes.shape[1]] or self.records[index][
-            "bars"
-        ][:1]
+        """`frames` codes of a clip from a random bar on, int64 [K,frames]. One that goes round may begin anew in the
+        middle of them; another that ends sooner is filled with -1."""
+        codes, bars = self.clip(index), self.records[index]["bars"]
+        if self.rounds[index]:
+            start = bars[int(torch.randint(len(bars), (), generator=rng))]
+            return codes[:, (start + torch.arange(frames)) % codes.shape[1]]
+        starts = [b for b in bars if b + frames <= codes.shape[1]] or bars[:1]
         start = starts[int(torch.randint(len(starts), (), generator=rng))]
         part = codes[:, start : start + frames]
         return torch.nn.functional.pad(part, (0, frames - part.shape[1]), value=-1)
 
     def long_enough(self, frames: int) -> Tensor:
-        """The clips (int64 [n]) that a window of `frames` fits into; all clips where there is none."""
-        found = torch.nonzero(self.offsets.diff() >= frames)[:, 0]
+        """The clips (int64 [n]) that fill a window of `frames`; all clips where there is none."""
+        found = torch.nonzero((self.offsets.diff() >= frames) | self.rounds)[:, 0]
         return found if len(found) else torch.arange(len(self))
 
     def batch(self, rng: torch.Generator, batch_size: int, frames: int) -> tuple[Tensor, list[str]]:

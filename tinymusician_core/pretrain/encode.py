@@ -49,6 +49,7 @@ def record_of(piece: Piece) -> dict:
         "captions": captions(piece.facts, piece.id),
         "bars": list(piece.bars),
         "facts": asdict(piece.facts),
+        "round": True,
     }
 
 

@@ -28,7 +28,7 @@ FRAMES = 100  # of a window
 # The parts of the encoder that nothing but the notes goes through.
 EAR = ("note_blocks", "note_norm", "to_score", "to_harmony", "to_players")
 MUON = ("encoder.note_blocks",)
-UNSEEN_SHARE = 0.1  # of what is seen of a frame: left out in training, so that no single trait gives the players away
+UNSEEN_SHARE = 0.3  # of what is seen of a frame: left out in training, so that no single trait gives the players away
 EVERY = 100
 
 
@@ -118,7 +118,7 @@ class EarTraining(nn.Module):
         return {"loss": sum(losses[name] for name in self.books.names), **losses}
 
 
-def train_ear(work: Path, minutes: float, pieces: int = 3000, batch: int = 32, device: str = "cpu") -> None:
+def train_ear(work: Path, minutes: float, pieces: int = 3500, batch: int = 32, device: str = "cpu") -> None:
     """Train (or go on training) in `work/hear` the ear of the codec as it was polished; writes `work/hear/model`."""
     codec = SpectralCodec.from_folder(finished_codec(work, ("codec", "polish")))
     codec.encoder.to(device)
@@ -130,7 +130,7 @@ def train_ear(work: Path, minutes: float, pieces: int = 3000, batch: int = 32, d
         learning_rate=1e-3,
         minutes=minutes,
         warm_up_steps=100,
-        weight_decay=0.05,
+        weight_decay=0.2,
         betas=(0.9, 0.98),
         muon=MUON,
         ema=0.998,

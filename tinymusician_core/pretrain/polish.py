@@ -71,7 +71,7 @@ def to_polish(folder: Path) -> SpectralCodec:
     return richer
 
 
-def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8, device: str = "cpu") -> None:
+def polish_codec(work: Path, minutes: float, pieces: int = 2500, batch: int = 8, device: str = "cpu") -> None:
     """Train (or go on training) in `work/polish` from the codec in `work/codec/model`; writes `work/polish/model`."""
     codec = to_polish(work / "codec" / "model")
     codec.encoder.to(device)

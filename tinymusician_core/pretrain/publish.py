@@ -33,15 +33,16 @@ TEACHER = (
 RECIPES = {
     "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 27 --start-from CODEC, which had "
     "been trained for 24 and then 30 minutes with fewer written codebooks; then polish --minutes 14, and that one, its "
-    "silent oscillators taken out, as WORK/codec/model again: polish --minutes 48, then on with --minutes 80",
+    "silent oscillators taken out, as WORK/codec/model again: polish --minutes 48, then on with --minutes 80, both on "
+    "1,000 pieces; then, of WORK with audio --hours 35 and that codec as its codec/model, POLISH hear --minutes 9",
     "models/text": TEACHER,
     "models/teacher": TEACHER,
-    "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 3 "
-    "--minutes 15 --batch 6 --seconds 20 -o STUDENT, then on with --minutes 27 --resume; "
-    "then python -m tinymusician_core.pretrain publish-student "
-    "--student STUDENT, beside the codec polished since",
-    "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens "
-    "--max-mb 5.8 --schemes fp16,bf16,int8,int8-weight,int4,int4-row -o assets/models/quantized",
+    "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 4 "
+    "--minutes 75 --batch 3 --seconds 40 --shortest 5 -o STUDENT, with the tokens of audio --hours 35 and the codec as "
+    "it was before; then python -m tinymusician_core.pretrain publish-student --student STUDENT",
+    "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens --max-mb 5.8 "
+    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare -o QUANTIZED; then python -m "
+    "tinymusician_core.pretrain publish-quantized --quantized QUANTIZED",
     "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, then publish-listener; "
     "the pieces weighted as models/README.md says, by hand",
     "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
