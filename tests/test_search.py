@@ -1,11 +1,12 @@
 """The search against trying every plan there is."""
 
+import os
 from itertools import product
 
 import numpy as np
 import pytest
 
-from tinymusician_core.quant.search import Budget, Choice, Fixed, ImpossibleBudget, search
+from tinymusician_core.quant.search import Budget, Choice, Fixed, ImpossibleBudget, search, unprinted
 from tinymusician_core.quant.sensitivity import Group, Option
 from tinymusician_core.quant.trial import Harm
 
@@ -130,3 +131,11 @@ def test_limits_that_cannot_be_kept_together_say_how_near_each_comes():
 def test_bad_budgets_are_refused(wrong):
     with pytest.raises(ValueError, match=r"at least one of max_mb|must be a number above 0"):
         Budget(**wrong)
+
+
+def test_what_the_solver_prints_past_python_is_not_seen(capfd):
+    print("before")
+    with unprinted():
+        os.write(1, b"debugging\n")
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"

@@ -6,7 +6,10 @@ Each group of modules has one of its options; errors, bytes and times are taken 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +21,20 @@ from .sensitivity import Option
 SPEED_NATS, BYTES_NATS = 1e-6, 1e-7
 EXACT = 1.0 - 2e-6  # of a limit: the solver takes a millionth more for kept
 NAMES = {"max_mb": "megabytes", "max_ms": "milliseconds a step", "max_kl": "nats a token"}
+
+
+@contextmanager
+def unprinted() -> Iterator[None]:
+    """What is printed past Python in this block is lost: HiGHS has a debugging line that no option turns off."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @dataclass(frozen=True)
@@ -173,13 +190,14 @@ class _Program:
             return None
         constraints = [LinearConstraint(self._one_each, 1.0, 1.0)]
         constraints += [LinearConstraint(row[np.newaxis] / highest, -np.inf, EXACT) for row, highest in rows]
-        made = milp(
-            objective / max(objective.max(), 1e-12),
-            integrality=np.ones(len(objective)),
-            bounds=Bounds(0, 1),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0},
-        )
+        with unprinted():
+            made = milp(
+                objective / max(objective.max(), 1e-12),
+                integrality=np.ones(len(objective)),
+                bounds=Bounds(0, 1),
+                constraints=constraints,
+                options={"mip_rel_gap": 0.0},
+            )
         return None if made.x is None else made.x > 0.5
 
     def solve(self, objective: np.ndarray, limits: dict[str, float], most_kl: float = math.inf) -> list[Choice] | None:
