@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from tiny_codec import small_codec, sound, work_folder
 
-from tests.tiny_codec import small_codec, sound, work_folder
 from tinymusician_core.codec.spectral import SpectralCodec
 from tinymusician_core.pretrain import hear
 from tinymusician_core.pretrain.codec import finished_codec

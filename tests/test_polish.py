@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tiny_codec import FRAME, small_codec, sound, work_folder
 
-from tests.tiny_codec import FRAME, small_codec, sound, work_folder
 from tinymusician_core.codec.spectral import SpectralCodec
 from tinymusician_core.pretrain import polish
 from tinymusician_core.pretrain.discriminator import (
