@@ -173,6 +173,7 @@ def test_shards_of_tokens_meet_in_one_set_without_the_release(work, capsys, monk
         assert [r["id"] for r in data.records] == [p.id for p in pieces]
         assert data.offsets.diff().tolist() == [p.music_frames for p in pieces]
         assert all(r["bars"][-1] < p.music_frames for r, p in zip(data.records, pieces, strict=True))
+        assert data.rounds.all()
     codec = SpectralCodec.from_folder(work / "codec" / "model")
     whole = codec.encode(torch.from_numpy(read_audio(work, plan[0]))[None, None])[0]
     clip = TokenDataset(work / "tokens", "train").clip(0)

@@ -41,7 +41,7 @@ class TokenDataset:
                 f"{folder}: {len(self.records)} records but {len(self.offsets) - 1} clips of {split} tokens"
             )
 
-        self.rounds = torch.tensor([bool(record.get("round")) for record in self.records])
+        self.rounds = torch.tensor([bool(record.get("round")) for record in self.records], dtype=torch.bool)
 
     def __len__(self) -> int:
         return len(self.records)

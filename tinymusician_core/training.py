@@ -70,6 +70,10 @@ class TrainProgress:
     eta_s: float
     losses: dict[str, float]
 
+    def __str__(self) -> str:
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
+        return f"step {self.step}, {self.fraction:.0%}, {self.eta_s:.0f} s to go, {losses}"
+
 
 Part = Callable[[], dict[str, Tensor]]
 LossFunction = Callable[[torch.Generator, float], "dict[str, Tensor] | Sequence[Part]"]

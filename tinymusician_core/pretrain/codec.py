@@ -191,8 +191,8 @@ class CodecTraining(nn.Module):
 
 
 def finished_codec(work: Path, stages: Sequence[str] = ("codec", "polish", "hear")) -> Path:
-    """The folder of the codec that the last of these stages that has been run wrote: of all of them, the one to
-    ship."""
+    """The folder of the codec as the last of these stages left it, each of which goes on from the one before: of all
+    of them, the one to ship."""
     written = [work / stage / "model" for stage in stages if (work / stage / "model").is_dir()]
     return written[-1] if written else work / stages[0] / "model"
 
@@ -252,11 +252,7 @@ def train_codec(
     trainer.run(
         loss,
         validate,
-        lambda p: print(
-            f"codec: step {p.step}, {p.fraction:.0%}, {p.eta_s:.0f} s to go, "
-            + ", ".join(f"{k} {v:.3f}" for k, v in p.losses.items()),
-            flush=True,
-        ),
+        lambda progress: print(f"codec: {progress}", flush=True),
     )
     codec = SpectralCodec(config)
     codec.decoder = model.decoder

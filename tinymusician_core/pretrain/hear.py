@@ -153,11 +153,7 @@ def train_ear(work: Path, minutes: float, pieces: int = 3500, batch: int = 32, d
     trainer.run(
         loss,
         validate,
-        lambda p: print(
-            f"hear: step {p.step}, {p.fraction:.0%}, {p.eta_s:.0f} s to go, "
-            + ", ".join(f"{k} {v:.3f}" for k, v in p.losses.items()),
-            flush=True,
-        ),
+        lambda progress: print(f"hear: {progress}", flush=True),
     )
     average = trainer.averaged_state()
     codec.encoder.load_state_dict({k: average[f"encoder.{k}"] for k in codec.encoder.state_dict()})

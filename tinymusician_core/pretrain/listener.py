@@ -132,11 +132,7 @@ def train_listener(
     trainer.run(
         loss,
         validate,
-        lambda p: print(
-            f"listener: step {p.step}, {p.fraction:.0%}, {p.eta_s:.0f} s to go, "
-            + ", ".join(f"{k} {v:.3f}" for k, v in p.losses.items()),
-            flush=True,
-        ),
+        lambda progress: print(f"listener: {progress}", flush=True),
     )
     save_listener(work / "listener" / "model", averaged_net(trainer), {})
 

@@ -71,7 +71,7 @@ def to_polish(folder: Path) -> SpectralCodec:
     return richer
 
 
-def polish_codec(work: Path, minutes: float, pieces: int = 2500, batch: int = 8, device: str = "cpu") -> None:
+def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8, device: str = "cpu") -> None:
     """Train (or go on training) in `work/polish` from the codec in `work/codec/model`; writes `work/polish/model`."""
     codec = to_polish(work / "codec" / "model")
     codec.encoder.to(device)
@@ -112,11 +112,7 @@ def polish_codec(work: Path, minutes: float, pieces: int = 2500, batch: int = 8,
     trainer.run(
         loss,
         validate,
-        lambda p: print(
-            f"polish: step {p.step}, {p.fraction:.0%}, {p.eta_s:.0f} s to go, "
-            + ", ".join(f"{k} {v:.3f}" for k, v in p.losses.items()),
-            flush=True,
-        ),
+        lambda progress: print(f"polish: {progress}", flush=True),
     )
     average = trainer.averaged_state()
     codec.decoder.load_state_dict({name: average[f"decoder.{name}"] for name in codec.decoder.state_dict()})

@@ -34,7 +34,7 @@ RECIPES = {
     "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 27 --start-from CODEC, which had "
     "been trained for 24 and then 30 minutes with fewer written codebooks; then polish --minutes 14, and that one, its "
     "silent oscillators taken out, as WORK/codec/model again: polish --minutes 48, then on with --minutes 80, both on "
-    "1,000 pieces; then, of WORK with audio --hours 35 and that codec as its codec/model, POLISH hear --minutes 9",
+    "1,000 pieces; then, in another WORK with audio --hours 35 and that codec as codec/model, hear --minutes 9",
     "models/text": TEACHER,
     "models/teacher": TEACHER,
     "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 4 "
@@ -49,9 +49,9 @@ RECIPES = {
     "pictures": "python -m tests.e2e.screenshots",
     "reports/ablation": "tinymusician ablate PLAN.json -o DIR --runs RUNS, with the plan that lies there; "
     "its data are WORK/tokens",
-    "reports/evaluation": "tinymusician evaluate --threads 1 -o assets/reports/evaluation",
+    "reports/evaluation": "tinymusician evaluate --threads 1 -o DIR, whose report that is",
     "reports/steadiness": "tinymusician evaluate --seconds 30 --prompts in-domain --clips 50 --threads 1 "
-    "-o assets/reports/steadiness",
+    "-o DIR, whose report that is",
     "reports/plan-teacher": "tinymusician quantize --model teacher --data WORK/tokens --max-mb 12 "
     "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare -o DIR, whose report that is",
     "reports/bench": "tinymusician bench -o assets/reports/bench",
@@ -101,7 +101,7 @@ def publish_quantized(quantized: Path, assets: Path) -> None:
     """
     models, shared = assets / "models", f"../codec/{ENCODER_FILE}"
     config = json.loads((quantized / "config.json").read_text(encoding="utf-8"))
-    config["files"][shared] = config["files"].pop(ENCODER_FILE)
+    config["files"][shared] = config["files"].pop(ENCODER_FILE, "")
     if config["files"][shared] != sha256_of(models / "codec" / ENCODER_FILE):
         raise ValueError(f"{quantized} was made with another codec than the one in {models / 'codec'}")
     target = models / "quantized"

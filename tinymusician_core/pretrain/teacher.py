@@ -335,9 +335,5 @@ def train_teacher(
     trainer.run(
         loss,
         lambda: validation(model, held_out, frames),
-        lambda p: print(
-            f"teacher: step {p.step}, {p.fraction:.0%}, {p.eta_s:.0f} s to go, "
-            + ", ".join(f"{k} {v:.3f}" for k, v in p.losses.items()),
-            flush=True,
-        ),
+        lambda progress: print(f"teacher: {progress}", flush=True),
     )
