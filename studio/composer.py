@@ -34,6 +34,11 @@ PICK_JS = """element.addEventListener('click', (event) => {
   if (chip) trigger('pick', {picked: chip.dataset.pick});
 });"""
 
+DISCLOSE_JS = """const button = element.querySelector('button');
+button.addEventListener('click', () => {
+  button.setAttribute('aria-expanded', button.getAttribute('aria-expanded') === 'false');
+});"""
+
 
 class Composer:
     """Lays itself out inside the current Blocks; `typed` are its boxes, in the order in which `order` takes them."""
@@ -45,7 +50,12 @@ class Composer:
             self._prompt()
             self._length()
             self._controls()
-            with gr.Accordion("Advanced settings", open=False, elem_classes="tm-advanced"):
+            # not gr.Accordion: it makes its boxes once it is opened, and what is typed at once may be lost
+            html(
+                '<button type="button" aria-controls="tm-advanced" aria-expanded="false">Advanced settings</button>',
+                elem_id="tm-disclose", js_on_load=DISCLOSE_JS,
+            )  # fmt: skip
+            with gr.Column(elem_id="tm-advanced"):
                 self._advanced()
         self.settings = [getattr(self, name) for name in SETTINGS]
         self.form = [self.source, self.loop, self.bpm]

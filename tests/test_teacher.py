@@ -13,10 +13,10 @@ from tinymusician_core.pretrain.facts import FACTS, classes_of
 from tinymusician_core.pretrain.teacher import (
     TeacherConfig,
     TeacherTraining,
-    begin,
     carry_over,
     let_others_play,
     validation,
+    words_of,
 )
 from tinymusician_core.pretrain.vocabulary import build_tokenizer
 from tinymusician_core.tokens import TokenDataset, write_tokens
@@ -122,11 +122,13 @@ def test_a_teacher_cannot_start_from_nothing_or_from_another_size(earlier, tmp_p
         carry_over(small_teacher(before.tokenizer, text_layers=0), folder)
 
 
-def test_a_teacher_goes_on_with_its_own_words_only(earlier):
+def test_a_teacher_goes_on_with_its_own_words_only(earlier, tmp_path):
     folder, before = earlier
-    begin(before, folder, None)
-    with pytest.raises(ValueError, match="other words than the teacher in .* was begun with"):
-        begin(small_teacher(build_tokenizer(["a lively polka"])), folder, None)
+    own = before.tokenizer.get_vocab()
+    assert words_of(["a calm waltz"], folder).get_vocab() == own
+    with pytest.raises(ValueError, match=r"words that the teacher in .* was not begun with \(lively, polka\)"):
+        words_of(["a lively polka"], folder)
+    assert set(words_of(["a lively polka"], tmp_path).get_vocab()) - set(own) == {"lively", "polka"}
 
 
 def test_validation_reports_usual_and_longest_windows(tokenizer, tmp_path):

@@ -3,7 +3,7 @@ small T5 encoder beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,25 +248,29 @@ def carry_over(model: TeacherTraining, folder: Path) -> int:
     return len(set(model.tokenizer.get_vocab()) - set(earlier.get_vocab()))
 
 
-def check_vocabulary(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    """A teacher goes on with the words it was begun with.
+def words_of(captions: Iterable[str], folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer for a teacher in `folder`: that of the captions, or the one it was begun with, which may know more
+    words.
 
     Raises:
-        ValueError: the captions have other words than the teacher in `folder`.
+        ValueError: the captions have words that the teacher in `folder` was not begun with.
     """
+    tokenizer = build_tokenizer(captions)
+    if not (folder / CHECKPOINT).exists():
+        return tokenizer
     earlier = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
-    if earlier.get_vocab() != tokenizer.get_vocab():
+    new = sorted(set(tokenizer.get_vocab()) - set(earlier.get_vocab()))
+    if new:
         raise ValueError(
-            f"the captions have other words than the teacher in {folder} was begun with; "
+            f"the captions have words that the teacher in {folder} was not begun with ({', '.join(new[:5])}); "
             "move it away and start a new one from it (--start-from)"
         )
+    return earlier
 
 
 def begin(model: TeacherTraining, folder: Path, start_from: Path | None) -> None:
-    """Make a model ready for training in `folder`: go on with what is there, or start from an earlier teacher."""
-    if (folder / CHECKPOINT).exists():
-        check_vocabulary(folder, model.tokenizer)
-    elif start_from is not None:
+    """Make a model ready for training in `folder`: start from an earlier teacher, unless one has begun there."""
+    if start_from is not None and not (folder / CHECKPOINT).exists():
         new = carry_over(model, start_from)
         print(f"teacher: starts from {start_from}; {new} of {len(model.tokenizer)} words are new", flush=True)
 
@@ -303,7 +307,7 @@ def train_teacher(
     about the same.
     """
     train, held_out = TokenDataset(work / "tokens", "train"), TokenDataset(work / "tokens", "validation")
-    tokenizer = build_tokenizer(c for r in train.records for c in r["captions"])
+    tokenizer = words_of((c for r in train.records for c in r["captions"]), work / "teacher")
     torch.manual_seed(0)
     model = TeacherTraining(
         TeacherConfig(), tokenizer, classes_of([r["facts"] for r in train.records + held_out.records])
