@@ -104,6 +104,16 @@ def test_temperatures_are_cells_of_their_own_and_the_baselines_own_comes_first()
     assert apart["jsd T=2:1, layers 0,3"] == pytest.approx(0.6)
 
 
+def test_choices_of_layers_alone_are_compared_with_the_first():
+    found = Plan("t", "d", ("jsd",), (2, (0, 3), (0, 1)), seeds=(1,), steps=1, baseline="jsd")
+    record = {"validation_cross_entropy": 3.0, "validation_teacher_cross_entropy": 2.9, "clip_kl": [0.5]}
+    rows = rows_of(found, [record | {"validation_kl": 0.1 * (3 - i)} for i in range(3)])
+    apart = {row.cell.label: row.against and row.against.value for row in rows}
+    assert apart == {
+        "jsd, layers 0,1": pytest.approx(-0.2), "jsd, layers 0,3": pytest.approx(-0.1), "jsd, 2 layers": None,
+    }  # fmt: skip
+
+
 def test_a_single_seed_has_no_interval(plan, tmp_path):
     found = Plan("t", "d", ("jsd",), (2,), seeds=(3,), steps=1, baseline="jsd")
     record = {"validation_kl": 0.5, "validation_cross_entropy": 3.0, "validation_teacher_cross_entropy": 2.9}

@@ -12,7 +12,7 @@ from tinymusician_core.quant.schemes import to_tensors
 from tinymusician_core.quant.search import Choice, Fixed, ImpossibleBudget
 from tinymusician_core.quant.sensitivity import Group, Option
 from tinymusician_core.quant.trial import Harm
-from tinymusician_core.quant.workbench import Outcome, Tokens, Workbench
+from tinymusician_core.quant.workbench import Calls, Outcome, Pace, Tokens, Workbench
 from tinymusician_core.tokens import write_tokens
 
 FLOAT_MS, BESIDE_MS = 1.0, 0.4
@@ -161,3 +161,19 @@ def test_what_is_measured_is_what_a_plan_stores(student, tokens):
         wanted = to_tensors(bench.judge.packs.target(name), "int4", bench.moments[name])
         assert set(tensors) == set(wanted)
         assert all(torch.equal(tensors[key], wanted[key]) for key in wanted)
+
+
+def test_a_pace_is_that_of_steps_whose_calls_leave_the_compiled_code_or_stay():
+    calls = [Calls(1e-3, 0), Calls(2e-3, 25), Calls(3e-3, 25), Calls(1.5e-3, 8)]
+    seen = [2e-4 + 1.1 * each.seconds + 2e-5 * each.leaving for each in calls]
+    pace = Pace.of(calls, seen)
+    assert (pace.offset_s, pace.slope, pace.leaving_s) == pytest.approx((2e-4, 1.1, 2e-5))
+    assert pace.step_s(Calls(4e-3, 3), floats=False) == pytest.approx(2e-4 + 4.4e-3 + 6e-5)
+
+
+@pytest.mark.parametrize("seen", [[5e-4], [9e-4, 2e-4]], ids=["one", "the slower in calls the quicker"])
+def test_where_calls_say_nothing_of_a_steps_time_they_count_as_they_are(seen):
+    pace = Pace.of([Calls(1e-4, 2), Calls(8e-4, 2)][: len(seen)], seen)
+    assert pace.leaving_s == 0.0
+    assert pace.slope == 1.0
+    assert pace.step_s(Calls(1e-4, 2), floats=False) >= 1e-4

@@ -11,10 +11,11 @@ Each run is a student in OUT/runs, or in a folder of its own, and, once finished
 goes on where it was.
 
 What is reported of each cell is the mean over its seeds with Student's t interval of 95%, and the difference from the
-cell of the baseline loss with the same layers, paired by seed. Seeds draw other windows; the student's start is the
-teacher's own weights, so that the spread is that of training. Beside it stand the same KL and difference by held-out
-clip, paired by clip, with an interval that is that of the music and is there for a single seed too. All students are
-judged on the same `WINDOWS` windows, each of another clip as far as there are so many, once they are finished.
+cell of the baseline loss with the same layers (in a plan of layers alone: with the first ones), paired by seed. Seeds
+draw other windows; the student's start is the teacher's own weights, so that the spread is that of training. Beside it
+stand the same KL and difference by held-out clip, paired by clip, with an interval that is that of the music and is
+there for a single seed too. All students are judged on the same `WINDOWS` windows, each of another clip as far as there
+are so many, once they are finished.
 """
 
 from __future__ import annotations
@@ -104,6 +105,12 @@ class Plan:
     @property
     def cells(self) -> tuple[Cell, ...]:
         return tuple(itertools.starmap(Cell, itertools.product(self.losses, self.temperatures, self.layers)))
+
+    def base_of(self, of: Cell) -> Cell:
+        """What a cell is compared with: the baseline loss at its first temperature, with the cell's own layers where
+        there is more than one loss or temperature, else with the first layers of the plan."""
+        alone = len(self.losses) == len(self.temperatures) == 1
+        return Cell(self.baseline, self.temperatures[0], self.layers[0] if alone else of.layers)
 
     def spec(self, of: Cell, seed: int) -> DistillSpec:
         try:
@@ -290,7 +297,7 @@ def rows_of(plan: Plan, records: Sequence[dict]) -> list[Row]:
         values = [_figures(record) for record in found]
         figures = {name: interval([value[name] for value in values]) for name in values[0]}
         row = Row(each, figures, interval(_by_clip(found)))
-        base = Cell(plan.baseline, plan.temperatures[0], each.layers)
+        base = plan.base_of(each)
         rows.append(row if base == each else _against(row, values, found, by_cell[base]))
     return sorted(rows, key=lambda row: row.figures["kl"].value)
 

@@ -27,8 +27,8 @@ How to read this:
   it is what forward-kl itself is trained on. Cross-entropy is that of the held-out tokens. Perplexity kept is the
   teacher's perplexity by the student's, exp(teacher's cross-entropy - student's): 100% is the teacher's own.
 - Each figure is the mean over seeds, with the 95% interval of Student's t in brackets; a single seed has none. Against
-  the baseline: the mean difference in KL from the baseline loss with the same layers, seed by seed. Where its interval
-  holds 0 the two cannot be told apart.
+  the baseline: the mean difference in KL from the baseline loss with the same layers, or where layers alone differ from
+  the first ones, seed by seed. Where its interval holds 0 the two cannot be told apart.
 - By clip: the same KL and difference, of the mean over seeds, with the interval over held-out clips, each counting
   alike. Over seeds an interval says how much training the same again would change; over clips, how much other music
   would.

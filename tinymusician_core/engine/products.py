@@ -22,10 +22,18 @@ def as_array(tensor: Tensor) -> np.ndarray:
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
+def compiles(module: nn.Module) -> bool:
+    """Whether the module's product is made by the compiled kernel: it shows its weights (`plain`), and they are few."""
+    if getattr(module, "plain", None) is None:
+        return False
+    weight, _ = module.plain()
+    return weight.nbytes <= SMALL_BYTES and weight.dtype in (torch.float32, torch.int8)
+
+
 def bind(module: nn.Module, x: Tensor, prompts: int) -> Product:
     """The module's product with what stands in `x` float32 [R,I] whenever it is called: an array float32 [R,O].
 
-    A small matrix whose module shows it (`plain`) goes to the compiled kernel; a module that quantizes all rows of a
+    What `compiles` goes to the compiled kernel; a module that quantizes all rows of a
     call alike is called by its `pair`, for each prompt's rows apart; any other is called as it is.
 
     Args:
@@ -33,11 +41,8 @@ def bind(module: nn.Module, x: Tensor, prompts: int) -> Product:
         x: the buffer; it must stay where it is.
         prompts: row r belongs to prompt r modulo that.
     """
-    plain = getattr(module, "plain", None)
-    if plain is not None:
-        weight, scale = plain()
-        if weight.nbytes <= SMALL_BYTES and weight.dtype in (torch.float32, torch.int8):
-            return _compiled(weight, scale, x)
+    if compiles(module):
+        return _compiled(*module.plain(), x)
     pair = getattr(module, "pair", None)
     if pair is None:
         return lambda: module(x).numpy()

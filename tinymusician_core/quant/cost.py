@@ -21,7 +21,7 @@ from torch import nn
 from .. import __version__
 from ..engine.linear import StepLinear
 from ..engine.loop import frames
-from ..engine.products import bind
+from ..engine.products import bind, compiles
 from ..engine.threads import step_threads
 from ..measure.bandwidth import cache_bytes
 from ..measure.machine import cpu_name
@@ -55,10 +55,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call: its best time, and the bytes of the tensors that go to disk."""
+    """Of one call: its best time, the bytes of the tensors that go to disk, and whether it leaves a step's compiled
+    code for a kernel of torch's."""
 
     call_s: float
     tensor_bytes: int
+    leaves: bool
 
 
 def works(pipeline: Pipeline) -> dict[str, Work]:
@@ -96,7 +98,7 @@ class CostTable:
     def __init__(self, pipeline: Pipeline, fresh: bool = False):
         self._works = works(pipeline)
         self._step_weights = sum(w.outputs * w.inputs for w in self._works.values() if _reads_all(w))
-        self._cache = Measured(f"costs-{machine_hash()}")
+        self._cache = Measured(f"calls-{machine_hash()}")
         self._fresh, self._measured = fresh, set()
 
     @property
@@ -113,6 +115,10 @@ class CostTable:
         work = self._works.get(name)
         return 0.0 if work is None else self.cost(work, scheme).call_s
 
+    def leaves(self, name: str, scheme: str) -> bool:
+        """Whether a module's call under a scheme leaves a step's compiled code."""
+        return name in self._works and self.cost(self._works[name], scheme).leaves
+
     def cost(self, work: Work, scheme: str) -> Cost:
         """The cost of a call under a scheme; ValueError where the scheme cannot take it."""
         weights = self._step_weights if _reads_all(work) else work.outputs * work.inputs
@@ -120,10 +126,10 @@ class CostTable:
         record = self._cache.get(key)
         if record is None or (self._fresh and key not in self._measured):
             cost = measure(work, scheme, weights)
-            record = {"call_s": cost.call_s, "bytes": cost.tensor_bytes}
+            record = {"call_s": cost.call_s, "bytes": cost.tensor_bytes, "leaves": cost.leaves}
             self._cache.put(key, record)
             self._measured.add(key)
-        return Cost(record["call_s"], record["bytes"])
+        return Cost(record["call_s"], record["bytes"], record["leaves"])
 
     def table(self, schemes: list[str]) -> list[dict]:
         """A record for every distinct call and scheme: what it is, its bytes and its microseconds."""
@@ -160,8 +166,9 @@ def measure(work: Work, scheme: str, weights: int) -> Cost:
     torch.set_num_threads(work.threads)
     try:
         with torch.inference_mode():
-            calls = [_call(work, pack(_again(module), scheme)) for _ in range(copies)]
-            return Cost(_best_pass(calls) / copies, size)
+            packed = [pack(_again(module), scheme) for _ in range(copies)]
+            leaves = _reads_all(work) and not compiles(packed[0])
+            return Cost(_best_pass([_call(work, each) for each in packed]) / copies, size, leaves)
     finally:
         torch.set_num_threads(before)
 

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from scipy.optimize import nnls
 
 from ..pipeline import Pipeline
 from .apply import Recipe, disk_bytes, plan_record, write
@@ -26,6 +28,7 @@ from .trial import Harm, Judge, inputs_of, tried
 MOMENT_WINDOWS, JUDGE_WINDOWS, HELD_OUT_WINDOWS = 48, 16, 16
 MANY_WEIGHTS = 2**25  # from here on a decoder is large
 PACE_SCHEMES = ("fp16", "int8", "int8-weight", "int4", "int4-row")
+MIXED = 3  # plans of several of these that are timed too
 SLACK_BYTES = 96  # what JSON and a header have around their entries, at most
 
 
@@ -89,19 +92,45 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Calls:
+    """The calls that a step makes: the sum of their times, each measured among its like, and how many of them leave
+    the compiled code."""
+
+    seconds: float
+    leaving: int
+
+
+@dataclass(frozen=True)
 class Pace:
-    """From the sum of a plan's calls to the time of its step: offset + slope * sum, in seconds.
+    """From a plan's calls to the time of its step: offset + slope * their sum + so much for each that leaves the
+    compiled code, in seconds.
 
     The offset is all else: norms, attention, and the drawing of tokens. A float cache has one of its own.
     """
 
     offset_s: float
     slope: float
-    float_offset_s: float
+    leaving_s: float
+    float_offset_s: float = 0.0
 
-    def step_s(self, calls_s: float, floats: bool) -> float:
+    @classmethod
+    def of(cls, calls: Sequence[Calls], seen: Sequence[float]) -> Pace:
+        """The pace that fits the steps that were seen best, each weighing by its share, not its size; none of its parts
+        is below 0. Where calls say nothing of a step's time they count as they are."""
+        times = np.array(seen)
+        rows = np.array([[1.0, each.seconds, each.leaving] for each in calls]) / times[:, None]
+        (offset, slope, leaving), _ = nnls(rows, np.ones(len(times)))
+        if slope == 0.0:
+            return cls(max(0.0, float(np.mean(times - [each.seconds for each in calls]))), 1.0, 0.0)
+        return cls(float(offset), float(slope), float(leaving))
+
+    def calls_s(self, calls: Calls) -> float:
+        """Seconds of a step that its calls take."""
+        return self.slope * calls.seconds + self.leaving_s * calls.leaving
+
+    def step_s(self, calls: Calls, floats: bool) -> float:
         """Seconds of a step."""
-        return (self.float_offset_s if floats else self.offset_s) + self.slope * calls_s
+        return (self.float_offset_s if floats else self.offset_s) + self.calls_s(calls)
 
 
 class Workbench:
@@ -183,7 +212,7 @@ class Workbench:
         kl = tuple(np.sum([option.harm.kl for option in options], axis=0).tolist())
         harm = Harm(kl, sum(option.harm.codec for option in options), self.judge.weights)
         size = disk_bytes(self.pipeline, self.recipe(schemes), [t for o in options for t in o.tensors], self.name)
-        return Outcome(size, 1e3 * self.pace.step_s(self.calls_s(schemes), self._floats(schemes)), harm)
+        return Outcome(size, 1e3 * self.pace.step_s(self.calls(schemes), self._floats(schemes)), harm)
 
     def measure(self, schemes: Mapping[str, str]) -> Outcome:
         """What a plan is: its bytes once it is written, its time, and its harm on the tokens of the search."""
@@ -215,42 +244,51 @@ class Workbench:
         """A plan's harm on those tokens."""
         return self.strict.harm(schemes)
 
-    def calls_s(self, schemes: Mapping[str, str]) -> float:
-        """The sum of the calls that a step makes."""
-        steps = (name for name in schemes if self.costs.stage(name) == "step")
-        return sum(self.costs.call_s(name, schemes[name]) for name in steps)
+    def calls(self, schemes: Mapping[str, str]) -> Calls:
+        """The calls that a step makes."""
+        steps = [(name, scheme) for name, scheme in schemes.items() if self.costs.stage(name) == "step"]
+        leaving = sum(self.costs.leaves(name, scheme) for name, scheme in steps)
+        return Calls(sum(self.costs.call_s(name, scheme) for name, scheme in steps), leaving)
 
     def _floats(self, schemes: Mapping[str, str]) -> bool:
         qkv = [scheme for name, scheme in schemes.items() if name.endswith(".qkv")]
         return all(scheme == "fp32" for scheme in qkv)
 
     def _measure_pace(self, on_progress: OnOption | None) -> tuple[float, Pace]:
-        steps = [option for option in self.options if self.costs.stage(option.group.name) == "step"]
         usable = [scheme for scheme in PACE_SCHEMES if scheme in self.schemes] or list(self.schemes)
-        sums, seen = [], []
-        for done, scheme in enumerate(usable):
+        plans = {f"all of it in {scheme}": self._of_schemes([scheme]) for scheme in usable}
+        if len(usable) > 1:
+            plans |= {f"mixture {n + 1}": self._of_schemes(usable, Random(n)) for n in range(MIXED)}
+        calls, seen = [], []
+        for done, (name, schemes) in enumerate(plans.items()):
             if on_progress is not None:
-                on_progress(f"timing all of it in {scheme}", done, len(usable))
-            plan = {option.group.name: option.scheme for option in steps if option.scheme == scheme}
-            full = self.complete(plan)
-            with tried(self.pipeline.modules, full, self.judge.packs):
+                on_progress(f"timing {name}", done, len(plans))
+            with tried(self.pipeline.modules, schemes, self.judge.packs):
                 seen.append(measured_step_s(self.pipeline))
-            sums.append(self.calls_s(full))
-        float_s = measured_step_s(self.pipeline)
-        floats = sum(self.costs.call_s(o.group.name, "fp32") for o in steps if o.scheme == steps[0].scheme)
-        offset, slope = _line(np.array(sums), np.array(seen))
-        return float_s, Pace(offset, slope, float_s - slope * floats)
+            calls.append(self.calls(schemes))
+        float_s, pace = measured_step_s(self.pipeline), Pace.of(calls, seen)
+        floats = self.calls(dict.fromkeys(self._group_of, "fp32"))
+        return float_s, replace(pace, float_offset_s=float_s - pace.calls_s(floats))
+
+    def _of_schemes(self, usable: Sequence[str], rng: Random | None = None) -> dict[str, str]:
+        """A plan whose steps are in the first of these schemes that a group can have; with a generator in any."""
+        wanted = {}
+        for group in dict.fromkeys(self._group_of.values()):
+            able = [scheme for scheme in usable if (group, scheme) in self._by_place]
+            if able and self.costs.stage(group) == "step":
+                wanted[group] = able[0] if rng is None else rng.choice(able)
+        return self.complete(wanted)
 
     def _of_group(self, group: str) -> list[Option]:
         return [option for option in self.options if option.group.name == group]
 
     def _choice(self, option: Option, room: int) -> Choice:
         names = [name for name in option.group.modules if self.costs.stage(name) is not None]
-        step = sum(self.costs.call_s(n, option.scheme) for n in names if self.costs.stage(n) == "step")
+        step = self.pace.calls_s(self.calls(dict.fromkeys(names, option.scheme)))
         other = sum(self.costs.call_s(n, option.scheme) for n in names if self.costs.stage(n) != "step")
         lines = sum(len(f'  "{name}": "{option.scheme}",\n') for name in option.group.modules)
         size = lines + most_bytes(option.tensors, room)
-        return Choice(option, size, self.pace.slope * step, other, option.harm.mean_kl(), option.harm.codec)
+        return Choice(option, size, step, other, option.harm.mean_kl(), option.harm.codec)
 
     def _fixed_bytes(self) -> int:
         empty = Recipe(Plan.of({"*": "fp32"}, "adaptive"), {}, self.moments)
@@ -272,16 +310,3 @@ def _allowed(schemes: Sequence[str] | None, reasons: Mapping[str, str]) -> list[
 
 def _data_bytes(option: Option) -> int:
     return sum(tensor.bytes for tensor in option.tensors)
-
-
-def _line(sums: np.ndarray, seen: np.ndarray) -> tuple[float, float]:
-    """Offset and slope of the line through what was seen, each point weighing by its share, not its size.
-
-    One point alone, or times that fall as calls grow, give a slope of 1.
-    """
-    if len(sums) > 1:
-        rows = np.stack([1 / seen, sums / seen], axis=1)
-        offset, slope = np.linalg.lstsq(rows, np.ones(len(seen)), rcond=None)[0]
-        if slope > 0 and offset > 0:
-            return float(offset), float(slope)
-    return max(0.0, float(np.mean(seen - sums))), 1.0
