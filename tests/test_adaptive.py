@@ -139,6 +139,24 @@ def test_harm_is_the_divergence_by_hand_and_nothing_for_the_float_model(student,
             Judge(student, found, weights=wrong)
 
 
+@pytest.mark.parametrize("source", ["tiny_family", "tiny_musicgen"])
+@pytest.mark.parametrize("name", ["embeddings.1", "layers.0.qkv", "layers.1.cross_kv", "layers.1.fc2", "heads"])
+def test_what_lies_before_a_changed_layer_need_not_be_computed_again(request, source, name):
+    folder = request.getfixturevalue(source)
+    model = tm.load(folder / "student" if source == "tiny_family" else folder)
+    found = sampled(model, windows=3)
+    judge, schemes = Judge(model, found), {f"decoder.{name}": "int4"}
+    states, mask = model.text_encoder.encode_each(found.prompts)
+    plain = model.decoder.logits(found.inputs, states, mask).log_softmax(-1).detach()
+    with tried(model.modules, schemes), torch.inference_mode():
+        other = model.decoder.logits(found.inputs, states, mask).log_softmax(-1)
+    apart = (plain.exp() * (plain - other)).sum(-1)
+    wanted = [float(apart[:, k][found.valid[:, k]].mean()) for k in range(apart.shape[1])]
+    for _ in range(2):
+        assert judge.harm(schemes).kl == pytest.approx(wanted, rel=1e-2, abs=1e-7)
+    assert max(wanted) > 0
+
+
 def test_moments_are_those_of_the_inputs(student, tokens):
     found = from_folder(student, tokens, windows=2)
     inputs = inputs_of(student, found)

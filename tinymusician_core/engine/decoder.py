@@ -170,10 +170,25 @@ class Decoder(nn.Module):
         mask = torch.ones(count, start + count, dtype=torch.bool, device=x.device).tril(start)
         return self.through(x + self.positions[start : start + count], mask, text, views)
 
-    def through(self, x: Tensor, mask: Tensor, text: Text | None, views: list) -> Tensor:
-        """States x [R,T,D] with their positions, through all layers; `mask` bool [T, filled] is what each sees."""
-        for i, (layer, view) in enumerate(zip(self.layers, views, strict=True)):
-            x = layer.span(x, mask, None if text is None else (text.keys[i], text.values[i], text.mask), view)
+    def through(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        text: Text | None,
+        views: list,
+        given: list[Tensor] | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        """States x [R,T,D] with their positions, through the layers from `first` on; `mask` bool [T, filled] is what
+        each sees, and `given` takes the states before every layer and after the last where all are gone through."""
+        for i in range(first, len(self.layers)):
+            if given is not None and not first:
+                given.append(x)
+            x = self.layers[i].span(
+                x, mask, None if text is None else (text.keys[i], text.values[i], text.mask), views[i]
+            )
+        if given is not None and not first:
+            given.append(x)
         return x
 
     def read_out(self, x: Tensor) -> Tensor:
@@ -227,22 +242,30 @@ class Decoder(nn.Module):
         start = cache.claim(tokens.shape[2])
         return self.read_out(self._span(self.embed(tokens), start, cache.text, cache.views(start)))
 
-    def logits(self, tokens: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+    def logits(
+        self, tokens: Tensor, states: Tensor, mask: Tensor, given: list[Tensor] | None = None, first: int = 0
+    ) -> Tensor:
         """The slow twin without a cache, which also carries gradients.
 
         Args:
             tokens: delayed tokens int64 [R,K,T].
             states: text states [R,S,D].
             mask: [R,S].
+            given: takes what every layer is given [R,T,D], and at last what the last one gives.
+            first: the layer to go on from, with what an earlier call put into `given`; nothing is put there then.
 
         Returns:
             Logits float32 [R,K,T,V]; those at position t are for position t + 1.
         """
         states, keep = self._states(states, mask)
-        x, text = self.embed(tokens), None
-        if self.config.text == "cross":
-            text = self._text(states, keep)
+        text = self._text(states, keep) if self.config.text == "cross" else None
+        if first:
+            x = given[first]
         else:
-            x = torch.cat([self._before(states, keep), x], dim=1)
-        self._room_for(x.shape[1])
-        return self.read_out(self._span(x, 0, text, [None] * len(self.layers))[:, -tokens.shape[2] :])
+            x = self.embed(tokens)
+            x = x if text is not None else torch.cat([self._before(states, keep), x], dim=1)
+            self._room_for(x.shape[1])
+            x = x + self.positions[: x.shape[1]]
+        causal = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
+        x = self.through(x, causal, text, [None] * len(self.layers), given, first)
+        return self.read_out(x[:, -tokens.shape[2] :])

@@ -158,7 +158,8 @@ class Judge:
             raise ValueError(f"weights must be {self._codebooks} numbers above 0, one a codebook, got {weights!r}")
         self.packs = Packs(pipeline.modules, moments)
         self._states = self._encode(pipeline)
-        self._wanted = [log_probs(part) for part in self._logits(self._states, pipeline)]
+        self._given: list[list[Tensor]] = [[] for _ in batches(pipeline, self._states)]
+        self._wanted = [log_probs(part) for part in self._logits(self._states, pipeline, keep=True)]
         self._sound = self._decode()
 
     @torch.inference_mode()
@@ -166,9 +167,14 @@ class Judge:
         return pipeline.text_encoder.encode_each(self._calibration.prompts)
 
     @torch.inference_mode()
-    def _logits(self, states: tuple[Tensor, Tensor], pipeline: Pipeline) -> Iterator[Tensor]:
-        for some, rows, mask in batches(self._pipeline, states):
-            yield pipeline.decoder.logits(self._calibration.inputs[some], rows, mask)
+    def _logits(
+        self, states: tuple[Tensor, Tensor], pipeline: Pipeline, first: int = 0, keep: bool = False
+    ) -> Iterator[Tensor]:
+        """The logits of every batch of windows; from layer `first` on, with what that was given when it was to `keep`
+        that."""
+        for given, (some, rows, mask) in zip(self._given, batches(self._pipeline, states), strict=True):
+            inputs = self._calibration.inputs[some]
+            yield pipeline.decoder.logits(inputs, rows, mask, given if keep or first else None, first)
 
     def _decode(self) -> Tensor:
         return self._pipeline.codec.decode(self._calibration.codes[:CODEC_WINDOWS].clamp_min(0))
@@ -178,10 +184,10 @@ class Judge:
         """The harm of another pipeline of the same shape, that of its codec left out."""
         return self._harm(self._apart(self._encode(other), other))
 
-    def _apart(self, states: tuple[Tensor, Tensor], pipeline: Pipeline) -> Tensor:
+    def _apart(self, states: tuple[Tensor, Tensor], pipeline: Pipeline, first: int = 0) -> Tensor:
         """The KL over all positions of a window and codebook, float64 [R,K]."""
         valid = [self._calibration.valid[some] for some, *_ in batches(self._pipeline, states)]
-        found = zip(self._wanted, self._logits(states, pipeline), valid, strict=True)
+        found = zip(self._wanted, self._logits(states, pipeline, first), valid, strict=True)
         return torch.cat([(kl(wanted, log_probs(had)) * counts).sum(dim=2).double() for wanted, had, counts in found])
 
     def _harm(self, apart: Tensor, codec: float = 0.0) -> Harm:
@@ -199,21 +205,34 @@ class Judge:
 
     def harm(self, schemes: Mapping[str, str]) -> Harm:
         """What these schemes do; a part of the model that none of them changes is not run."""
-        parts = {name.partition(".")[0] for name, scheme in schemes.items() if scheme != "fp32"}
+        changed = [name for name, scheme in schemes.items() if scheme != "fp32"]
+        parts = {name.partition(".")[0] for name in changed}
         with tried(self._pipeline.modules, schemes, self.packs):
             apart = torch.zeros(len(self._calibration.codes), self._codebooks, dtype=torch.float64)
             if parts - {"codec"}:
-                apart = self._as_they_stand("text_encoder" in parts)
+                apart = self._as_they_stand(changed)
             return self._harm(apart, self.codec_error() if "codec" in parts else 0.0)
 
     @torch.inference_mode()
-    def _as_they_stand(self, text_changed: bool) -> Tensor:
-        """`_apart` of the modules as they stand now; the text is read anew unless it is as it was."""
-        return self._apart(self._encode(self._pipeline) if text_changed else self._states, self._pipeline)
+    def _as_they_stand(self, changed: Sequence[str]) -> Tensor:
+        """`_apart` of the modules as they stand now: the text is read anew where its encoder is among those that have
+        changed; else the decoder goes on from the first layer that has."""
+        if any(name.startswith("text_encoder.") for name in changed):
+            return self._apart(self._encode(self._pipeline), self._pipeline)
+        layers = len(self._pipeline.decoder.layers)
+        return self._apart(self._states, self._pipeline, min(_layer(name, layers) for name in changed))
 
     @property
     def _codebooks(self) -> int:
         return self._calibration.codes.shape[1]
+
+
+def _layer(name: str, layers: int) -> int:
+    """The layer of the decoder before which nothing depends on a module; `layers` for what no layer does."""
+    part, _, place = name.removeprefix("decoder.").partition(".")
+    if not name.startswith("decoder.") or part in ("norm", "heads"):
+        return layers
+    return int(place.partition(".")[0]) if part == "layers" else 0
 
 
 def _counts(weight: float) -> bool:
