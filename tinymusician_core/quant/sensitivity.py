@@ -92,7 +92,8 @@ def sensitivities(
         key: tells these measurements from those on other tokens.
         schemes: those that may be used; what cannot take a group, or not hold its weights, is left out of its options.
         on_progress, should_stop: told of, and asked before, every measurement.
-        rows: inputs [n,I] of the linear layers, for the short way; None measures all through the whole model.
+        rows: inputs [n,I] of the linear layers, and [n] of embeddings, for the short way; None measures all through the
+            whole model.
         clock: told how many were measured, and how many an earlier run had measured.
 
     Raises:
@@ -150,7 +151,7 @@ def _way(
 
 @torch.inference_mode()
 def product_error(judge: Judge, name: str, scheme: str, rows: Tensor) -> float:
-    """The mean square of what a layer's product gets wrong under a scheme, on inputs [n,I]."""
+    """The mean square of what a layer's product, or an embedding, gets wrong under a scheme, on inputs [n,I] or [n]."""
     if scheme == "fp32":
         return 0.0
     packs = judge.packs

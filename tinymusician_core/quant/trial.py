@@ -241,11 +241,11 @@ def _counts(weight: float) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What the linear layers of a float model are given: by module the second moments, and some of the rows.
+    """What the linear layers and embeddings of a float model are given, by module.
 
     Attributes:
-        moments: float32 [I,I], the sum of x x^T.
-        rows: float32 [n,I], n at most `SAMPLE_ROWS`.
+        moments: of linear layers, float32 [I,I], the sum of x x^T.
+        rows: some of the inputs, n at most `SAMPLE_ROWS`: float32 [n,I], or of embeddings int64 [n].
     """
 
     moments: dict[str, Tensor]
@@ -254,20 +254,23 @@ class Inputs:
 
 @torch.inference_mode()
 def inputs_of(pipeline: Pipeline, calibration: Calibration) -> Inputs:
-    """Run a float model over tokens, and look at the inputs of its linear layers."""
+    """Run a float model over tokens, and look at the inputs of its linear layers and embeddings."""
     moments: dict[str, Tensor] = {}
     rows: dict[str, list[Tensor]] = {}
 
     def watch(name: str):
-        def hook(_, inputs):
-            given = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-            moments[name] = moments.get(name, 0.0) + given.T @ given
+        def hook(module, inputs):
+            if isinstance(module, nn.Linear):
+                given = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
+                moments[name] = moments.get(name, 0.0) + given.T @ given
+            else:
+                given = inputs[0].flatten()
             rows.setdefault(name, []).append(given[:: max(1, len(given) // SAMPLE_EACH)][:SAMPLE_EACH].clone())
 
         return hook
 
-    linears = {name: m for name, m in packable(pipeline.modules).items() if isinstance(m, nn.Linear)}
-    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in linears.items()]
+    watched = {n: m for n, m in packable(pipeline.modules).items() if isinstance(m, nn.Linear | nn.Embedding)}
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in watched.items()]
     try:
         states = pipeline.text_encoder.encode_each(calibration.prompts)
         for some, text, mask in batches(pipeline, states):
