@@ -28,7 +28,9 @@ SOURCES = (
 )
 TEACHER = (
     "python -m tinymusician_core.pretrain notes --work WORK, then teacher --minutes 75, stopped at step 900; "
-    "then tokens, and teacher --minutes 95, stopped at step 1,367; then teacher --minutes 165"
+    "then tokens, and teacher --minutes 95, stopped at step 1,367; then teacher --minutes 165; then, from that one "
+    "(--start-from), teacher --minutes 60 --learning-rate 6e-4, up to step 760 on the notes of audio --hours 66, from "
+    "there on the tokens of audio --hours 20"
 )
 RECIPES = {
     "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 27 --start-from CODEC, which had "
@@ -38,8 +40,9 @@ RECIPES = {
     "models/text": TEACHER,
     "models/teacher": TEACHER,
     "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 4 "
-    "--minutes 75 --batch 3 --seconds 40 --shortest 5 -o STUDENT, with the tokens of audio --hours 35 and the codec as "
-    "it was before; then python -m tinymusician_core.pretrain publish-student --student STUDENT",
+    "--minutes 75 --batch 3 --seconds 40 --shortest 5 -o STUDENT, on the teacher as it was before and tokens of audio "
+    "--hours 35; then, on the teacher as it is and tokens of audio --hours 20, the same with --minutes 25 --start-from "
+    "that one; then python -m tinymusician_core.pretrain publish-student --student STUDENT",
     "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens --max-mb 5.8 "
     "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare -o QUANTIZED; then python -m "
     "tinymusician_core.pretrain publish-quantized --quantized QUANTIZED",

@@ -37,7 +37,7 @@ STEP_ROWS, TEXT_ROWS, CODEC_ROWS = 2, 12, 100  # guidance; a short prompt; about
 LEAST_S, LEAST_PASSES = 0.12, 12
 MOST_COPIES = 96
 CACHE_BYTES = 2**25  # where the system does not tell
-CLIP_S, CLIPS, ENOUGH_S = 8.0, 6, 6.0
+CLIP_S, CLIPS, ENOUGH_S = 4.0, 12, 6.0
 
 
 @dataclass(frozen=True)
