@@ -52,11 +52,14 @@ RECIPES = {
     "pictures": "python -m tests.e2e.screenshots",
     "reports/ablation": "tinymusician ablate PLAN.json -o DIR --runs RUNS, with the plan that lies there; "
     "its data are WORK/tokens",
+    "reports/ablation-temperatures": "the same, with that plan, on the teacher as it was before its last hour",
+    "reports/ablation-layers": "the same, with that plan, on the teacher as it was before its last hour",
     "reports/evaluation": "tinymusician evaluate --threads 1 -o DIR, whose report that is",
     "reports/steadiness": "tinymusician evaluate --seconds 30 --prompts in-domain --clips 50 --threads 1 "
     "-o DIR, whose report that is",
     "reports/plan-teacher": "tinymusician quantize --model teacher --data WORK/tokens --max-mb 12 "
-    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare -o DIR, whose report that is",
+    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare -o DIR, whose report that is; on the teacher as it was "
+    "before its last hour",
     "reports/bench": "tinymusician bench -o assets/reports/bench",
     "reports/bench-again": "the same command as reports/bench, some minutes later",
 }
