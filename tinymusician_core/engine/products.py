@@ -33,8 +33,8 @@ def compiles(module: nn.Module) -> bool:
 def bind(module: nn.Module, x: Tensor, prompts: int) -> Product:
     """The module's product with what stands in `x` float32 [R,I] whenever it is called: an array float32 [R,O].
 
-    What `compiles` goes to the compiled kernel; a module that quantizes all rows of a
-    call alike is called by its `pair`, for each prompt's rows apart; any other is called as it is.
+    What `compiles` goes to the compiled kernel; a module that quantizes all rows of a call alike is called by its
+    `pair`, for each prompt's rows apart; any other is called as it is.
 
     Args:
         module: a linear layer without bias.
