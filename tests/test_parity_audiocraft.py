@@ -280,7 +280,8 @@ def test_text_states_and_logits_are_those_of_audiocraft(pair):
         cache = ours.decoder.prepare(states, mask, 9)
         stepped = torch.stack([ours.decoder.step(tokens[:, :, t], cache) for t in range(9)], dim=2)
         whole = ours.decoder.logits(tokens, states, mask)
-    torch.testing.assert_close(states, conditions["description"][0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(states, conditions["description"][0], atol=1e-4, rtol=0)
+    assert states.std() > 0.1, "states that are all alike prove nothing"
     assert expected.std() > 0.1, "logits that are all alike prove nothing"
     torch.testing.assert_close(whole, expected, atol=1e-4, rtol=0)
     torch.testing.assert_close(stepped, expected, atol=1e-4, rtol=0)
