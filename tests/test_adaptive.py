@@ -11,6 +11,7 @@ from conftest import save_tiny_musicgen
 from torch import nn
 
 import tinymusician_core as tm
+from tinymusician_core.engine.decoder import DecoderLayer
 from tinymusician_core.quant import calibration, cost, sensitivity, workbench
 from tinymusician_core.quant.adaptive import adapt
 from tinymusician_core.quant.apply import apply_plan, quantize
@@ -141,7 +142,7 @@ def test_harm_is_the_divergence_by_hand_and_nothing_for_the_float_model(student,
 
 @pytest.mark.parametrize("source", ["tiny_family", "tiny_musicgen"])
 @pytest.mark.parametrize("name", ["embeddings.1", "layers.0.qkv", "layers.1.cross_kv", "layers.1.fc2", "heads"])
-def test_what_lies_before_a_changed_layer_need_not_be_computed_again(request, source, name):
+def test_what_lies_before_a_changed_layer_is_not_computed_again(request, source, name, monkeypatch):
     folder = request.getfixturevalue(source)
     model = tm.load(folder / "student" if source == "tiny_family" else folder)
     found = sampled(model, windows=3)
@@ -152,8 +153,13 @@ def test_what_lies_before_a_changed_layer_need_not_be_computed_again(request, so
         other = model.decoder.logits(found.inputs, states, mask).log_softmax(-1)
     apart = (plain.exp() * (plain - other)).sum(-1)
     wanted = [float(apart[:, k][found.valid[:, k]].mean()) for k in range(apart.shape[1])]
+    ran, span, layers = [], DecoderLayer.span, len(model.decoder.layers)
+    monkeypatch.setattr(DecoderLayer, "span", lambda layer, *given: ran.append(layer) or span(layer, *given))
+    first = {"embeddings.1": 0, "heads": layers}.get(name, int(name.startswith("layers.1.")))
     for _ in range(2):
+        ran.clear()
         assert judge.harm(schemes).kl == pytest.approx(wanted, rel=1e-2, abs=1e-7)
+        assert len(ran) == layers - first
     assert max(wanted) > 0
 
 

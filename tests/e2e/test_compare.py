@@ -134,6 +134,8 @@ def test_bad_input_is_answered_and_the_session_goes_on(open_page):
         page.wait_for_selector(f'.tm-note.is-problem:has-text("{says}")')
     page.wait_for_timeout(1500)
     assert "got None" in problem(page)  # it stays until the next try
+    assert page.locator("#tm-cfg").count() == 1, "boxes that are made once they are shown lose what is typed at once"
+    assert page.locator("#tm-cfg").is_hidden()
     page.click("text=Advanced settings")
     page.fill("#tm-cfg :is(input, textarea)", "0.5")
     generate(page, models=("student",))
