@@ -86,6 +86,23 @@ def test_a_stopped_run_resumes_to_the_same_weights(tmp_path):
         assert torch.equal(a, b), name
 
 
+def test_the_rate_of_steady_parts_never_falls(tmp_path):
+    torch.manual_seed(0)
+    settings = TrainSettings(
+        0.02, steps=10, warm_up_steps=1, bf16=False, final_fraction=0.0, muon=("layers",), steady=("head",)
+    )
+    run = Trainer(Net(), settings, tmp_path)
+    run.run(loss_of(run.model), should_stop=lambda: run.step == 9)
+    before = copy.deepcopy(run.model.state_dict())
+    run.train_step(loss_of(run.model))
+    moved = {name: (p - before[name]).abs().max().item() for name, p in run.model.named_parameters()}
+    assert run.learning_rate() == pytest.approx(0.0)
+    assert min(moved["head.weight"], moved["head.bias"]) > 0.001
+    assert max(value for name, value in moved.items() if not name.startswith("head.")) < 0.001
+    with pytest.raises(ValueError, match=r"head.weight is none"):
+        Optimizers(Net(), ["head.weight"], 0.01, 0.0, (0.9, 0.95), steady=["head.weight"])
+
+
 def test_a_checkpoint_of_other_optimisers_is_refused(tmp_path):
     run = trainer(tmp_path, muon=())
     run.run(loss_of(run.model), should_stop=lambda: run.step == 3)

@@ -75,6 +75,30 @@ def test_each_side_gets_the_gradient_of_its_own_loss():
     assert codec.decoder.score_codebook.weight.grad is None
 
 
+def test_judges_take_part_after_a_while_and_count_little_by_little():
+    assert polish.heed_at(0.0) is None
+    assert polish.heed_at(polish.JUDGED_FROM - 0.01) is None
+    assert polish.heed_at(polish.JUDGED_FROM) == 0.0
+    assert polish.heed_at(polish.JUDGED_FROM + polish.HEEDED_AFTER / 2) == pytest.approx(0.5)
+    assert polish.heed_at(1.0) == 1.0
+
+
+def test_unheeded_judges_learn_and_change_nothing_that_the_decoder_learns():
+    codec, encoder = small_codec()
+    codec._encoder = encoder
+    model, audio = PolishTraining(codec), sound(6)
+    codes = codec.encode(audio).clone()
+    grads = []
+    for heed in (None, 0.0):
+        model.zero_grad()
+        losses = model(audio, codes, heed)
+        losses["loss"].backward()
+        grads.append(codec.decoder.widen.weight.grad.clone())
+    torch.testing.assert_close(*grads)
+    assert losses["judged"] > 0
+    assert any(p.grad.abs().sum() > 0 for p in model.judges.parameters())
+
+
 @pytest.fixture
 def work(tmp_path):
     return work_folder(tmp_path)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinymusician_core.training import Trainer, TrainSettings
+from tinymusician_core.training import Trainer, TrainSettings, computes_bf16
 
 
 def regression(model):
@@ -49,6 +49,25 @@ def test_a_stopped_run_resumes_to_the_same_weights(tmp_path):
         assert torch.equal(a, b)
     for name in whole.average:
         assert torch.equal(whole.average[name], second.average[name])
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [({"avx2": True}, False), ({"avx2": True, "avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)],
+)
+def test_bfloat16_where_the_cpu_has_instructions_for_it(tmp_path, monkeypatch, found, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert computes_bf16(torch.device("cpu")) is expected
+    for asked in (None, True, False):
+        run, seen = trainer(tmp_path / str(asked), 1, bf16=asked), []
+
+        def loss(_, __, run=run, seen=seen):
+            made = run.model(torch.ones(1, 3))
+            seen.append(made.dtype)
+            return {"loss": made.float().sum()}
+
+        run.run(loss)
+        assert seen == [torch.bfloat16 if (expected if asked is None else asked) else torch.float32]
 
 
 def test_the_average_trails_the_weights(tmp_path):

@@ -39,9 +39,10 @@ class Optimizers:
         learning_rate: of all of them, until `set_learning_rate`.
         weight_decay: decoupled, of matrices.
         betas: AdamW's.
+        steady: the names of those that have a learning rate of their own, never Muon's.
 
     Raises:
-        ValueError: a name in `muon` is no trainable matrix of the model.
+        ValueError: a name in `muon` is no trainable matrix of the model, or is in `steady` too.
     """
 
     def __init__(
@@ -51,15 +52,21 @@ class Optimizers:
         learning_rate: float,
         weight_decay: float,
         betas: tuple[float, float],
+        steady: Collection[str] = (),
     ) -> None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        unfit = [name for name in muon if name not in trained or trained[name].ndim != 2]
+        unfit = [name for name in muon if name not in trained or trained[name].ndim != 2 or name in steady]
         if unfit:
             raise ValueError(f"Muon trains matrices of the model; {', '.join(sorted(unfit))} is none that is trained")
-        rest = [p for name, p in trained.items() if name not in muon]
+        rest = {name: p for name, p in trained.items() if name not in muon}
         groups = [
-            {"params": [p for p in rest if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+            {
+                "params": [p for name, p in rest.items() if (p.ndim >= 2, name in steady) == (matrices, apart)],
+                "weight_decay": weight_decay if matrices else 0.0,
+                "steady": apart,
+            }
+            for apart in ((False, True) if steady else (False,))
+            for matrices in (True, False)
         ]
         self._by_name: dict[str, Optimizer] = {"adamw": AdamW(groups, lr=learning_rate, betas=betas)}
         if muon:
@@ -71,11 +78,11 @@ class Optimizers:
                 adjust_lr_fn="match_rms_adamw",
             )
 
-    def set_learning_rate(self, value: float) -> None:
-        """The same for all groups."""
+    def set_learning_rate(self, value: float, steady: float) -> None:
+        """One for the steady parameters, another for all the rest."""
         for optimizer in self._by_name.values():
             for group in optimizer.param_groups:
-                group["lr"] = value
+                group["lr"] = steady if group.get("steady") else value
 
     def zero_grad(self) -> None:
         """Forget the gradients."""

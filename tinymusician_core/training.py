@@ -30,7 +30,10 @@ class TrainSettings:
     validations on end have not brought `monitor` below its best; validations then judge the average where there is one,
     and the best weights are the ones to keep.
 
-    `muon` names the stacks of layers whose matrices Muon trains ("decoder.layers"); AdamW trains the rest.
+    `muon` names the stacks of layers whose matrices Muon trains ("decoder.layers"); AdamW trains the rest. `steady`
+    names the parts whose learning rate never falls: what judges the rest must keep up with it to the end.
+
+    `bf16` says whether products are computed in bfloat16; None: where the device has instructions for it.
     """
 
     learning_rate: float
@@ -41,9 +44,10 @@ class TrainSettings:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
     muon: tuple[str, ...] = ()
+    steady: tuple[str, ...] = ()
     clip_norm: float = 1.0
     ema: float = 0.0
-    bf16: bool = True
+    bf16: bool | None = None
     seed: int = 0
     log_every: int = 20
     validate_every_s: float = 300.0
@@ -75,6 +79,15 @@ class TrainProgress:
         return f"step {self.step}, {self.fraction:.0%}, {self.eta_s:.0f} s to go, {losses}"
 
 
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for products in bfloat16; a CPU without them takes ten times as long as in
+    float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 Part = Callable[[], dict[str, Tensor]]
 LossFunction = Callable[[torch.Generator, float], "dict[str, Tensor] | Sequence[Part]"]
 
@@ -101,12 +114,15 @@ class Trainer:
     ) -> None:
         self.together = OneProcess(device) if together is None else together
         self.device, self.settings, self.folder = self.together.device, settings, Path(folder)
+        self.bf16 = computes_bf16(self.device) if settings.bf16 is None else settings.bf16
         self.model = model.to(self.device)
         self.running = self.together.wrap(self.model)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         muon = layer_matrices(model, settings.muon)
-        self.optimizer = Optimizers(model, muon, settings.learning_rate, settings.weight_decay, settings.betas)
+        steady = [n for n, _ in model.named_parameters() if n.startswith(tuple(f"{part}." for part in settings.steady))]
+        s = settings
+        self.optimizer = Optimizers(model, muon, s.learning_rate, s.weight_decay, s.betas, steady)
         self.rng = torch.Generator().manual_seed(settings.seed)
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()} if settings.ema else {}
         self.step, self.elapsed_s = 0, 0.0
@@ -187,7 +203,7 @@ class Trainer:
 
     def train_step(self, loss: LossFunction) -> dict[str, Tensor]:
         """One optimiser step; the losses of its parts, added up."""
-        self.optimizer.set_learning_rate(self.learning_rate())
+        self.optimizer.set_learning_rate(self.learning_rate(), self.settings.learning_rate)
         self.optimizer.zero_grad()
         with self._context():
             found = loss(self.rng, self.fraction)
@@ -207,7 +223,7 @@ class Trainer:
         return losses
 
     def _context(self):
-        return torch.autocast(self.device.type, torch.bfloat16) if self.settings.bf16 else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -13,6 +13,7 @@ from .sampling import read_amount, read_count
 from .stopping import stop_on_ctrl_c
 
 BUILT_IN = "built-in"
+PRECISIONS = {"auto": None, "bf16": True, "fp32": False}
 
 
 def add_commands(commands) -> None:
@@ -73,7 +74,12 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--patience", help="end after so many validations without progress")
     parser.add_argument("--validate-every", help="steps between validations (default: every five minutes)")
     parser.add_argument("--validation-windows", help="that the finished student is judged on (default: four batches)")
-    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"], help="of products (default bf16)")
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=list(PRECISIONS),
+        help="of products (default auto: bf16 where the device has instructions for it)",
+    )
     parser.add_argument("--seed", default="0", help="start of the random draws (default 0)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where to train (default cpu)")
     parser.add_argument("--resume", action="store_true", help="go on from the run that -o was begun with")
@@ -120,7 +126,7 @@ def read_options(options: argparse.Namespace) -> dict:
         "dropout": _share("dropout", options.dropout),
         "on_policy": _share("on policy", options.on_policy),
         "codebook_weights": _numbers(options.codebook_weights),
-        "bf16": options.precision == "bf16",
+        "bf16": PRECISIONS[options.precision],
         "seed": check_seed(options.seed),
         **{name: getattr(options, name) for name in ("loss", "temperature", "hidden", "guidance")},
         **{name: getattr(options, name) for name in ("optimizer", "device")},

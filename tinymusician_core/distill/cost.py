@@ -103,7 +103,7 @@ def cost_of(
         teacher, layers, minutes, steps, device, options: as for `distill`.
         tokens_dir, clips: what there is to train on, or will be; says how big cached logits would get.
         assume_tflops: 10^12 operations a second that a machine sustains in training, in the precision that is asked
-            for; the device need not be there then.
+            for, bfloat16 where none is; the device need not be there then.
 
     Raises:
         ValueError: as `distill`; a throughput that is none, or on-policy steps with it.
@@ -111,6 +111,8 @@ def cost_of(
     """
     spec, run = DistillSpec(layers, **options), Run(minutes, steps, device=device)
     check_assumed(assume_tflops, spec)
+    if assume_tflops is not None and spec.bf16 is None:
+        spec = replace(spec, bf16=True)
     settings, here = run.settings(spec), device if assume_tflops is None else "cpu"
     found = read_teacher(resolve(teacher), here)
     training_s = None if clips is None else (1 - 1 / HELD_OUT) * clips * spec.seconds

@@ -40,7 +40,7 @@ class DistillSpec:
         validation_windows: held-out windows that the finished student is judged on, rounded up to whole batches, each
             of another clip as far as there are so many; None for `VALIDATION_BATCHES` batches, which is what
             validations on the way look at.
-        bf16: whether products are computed in bfloat16.
+        bf16: whether products are computed in bfloat16; None: where the device has instructions for it.
     """
 
     layers: int | tuple[int, ...]
@@ -65,7 +65,7 @@ class DistillSpec:
     patience: int | None = None
     validate_every: int | None = None
     validation_windows: int | None = None
-    bf16: bool = True
+    bf16: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -61,11 +61,11 @@ def codec(work: Path, minutes: float = 60, start_from: Path | None = None, devic
     train_codec(work, minutes, device=device, start_from=start_from)
 
 
-def polish(work: Path, minutes: float = 300, device: str = "cpu") -> None:
+def polish(work: Path, minutes: float = 300, learning_rate: float = 1e-3, device: str = "cpu") -> None:
     """Train the codec's decoder on against discriminators; codes keep their meaning."""
     from tinymusician_core.pretrain.polish import polish_codec
 
-    polish_codec(work, minutes, device=device)
+    polish_codec(work, minutes, learning_rate, device=device)
 
 
 def hear(work: Path, minutes: float = 15, device: str = "cpu") -> None:

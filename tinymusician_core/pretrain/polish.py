@@ -23,7 +23,8 @@ from tinymusician_core.training import Trainer, TrainSettings
 
 FRAMES = 32
 SOUND_WEIGHT, FEATURE_WEIGHT = 10.0, 2.0
-JUDGED_FROM = 0.8  # the share of the budget after which the discriminators take part
+JUDGED_FROM = 0.2  # the share of the budget after which the discriminators take part
+HEEDED_AFTER = 0.05  # another share, in which what they say comes to count: at first they know nothing
 OSCILLATORS = 216  # six octaves from 55 Hz
 ALONE_SHARE = 0.5  # of the windows: where the oscillators reach they are all that sounds, and learn to hold notes
 MUON = tuple(stack for stack in STACKS if stack.startswith("decoder."))
@@ -45,19 +46,20 @@ class PolishTraining(nn.Module):
         self.distance = SoundDistance(codec.sample_rate_hz)
 
     def forward(
-        self, audio: Tensor, codes: Tensor, judged: bool = True, alone: Tensor | None = None
+        self, audio: Tensor, codes: Tensor, heed: float | None = 1.0, alone: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Audio [B,1,N] and its codes [B,K,T] -> losses, of spectra alone where nothing is `judged`. In some windows
-        the oscillators are left `alone` (bool [B])."""
+        """Audio [B,1,N] and its codes [B,K,T] -> losses, of spectra alone where there is no `heed`: how much what the
+        discriminators say counts, 0 to 1. In some windows the oscillators are left `alone` (bool [B])."""
         made = self.decoder(self.decoder.look_up(codes), alone).float()
         losses = self.distance(made, audio)
         losses["loss"] = SOUND_WEIGHT * losses["sound"]
-        if judged:
+        if heed is not None:
             real = self.judges(audio)
             losses["judged"] = telling_apart(real, self.judges(made.detach()))
             seen = self.judges.detached(made)
             losses["fooled"], losses["features"] = passing_for_real(seen), feature_distance(real, seen)
-            losses["loss"] = losses["loss"] + losses["judged"] + losses["fooled"] + FEATURE_WEIGHT * losses["features"]
+            said = losses["fooled"] + FEATURE_WEIGHT * losses["features"]
+            losses["loss"] = losses["loss"] + losses["judged"] + heed * said
         return losses
 
 
@@ -71,19 +73,29 @@ def to_polish(folder: Path) -> SpectralCodec:
     return richer
 
 
-def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8, device: str = "cpu") -> None:
+def heed_at(spent: float) -> float | None:
+    """How much the discriminators count when a share of the budget is spent; None while they take no part."""
+    if spent < JUDGED_FROM:
+        return None
+    return min(1.0, (spent - JUDGED_FROM) / HEEDED_AFTER)
+
+
+def polish_codec(
+    work: Path, minutes: float, learning_rate: float = 1e-3, pieces: int = 1000, batch: int = 8, device: str = "cpu"
+) -> None:
     """Train (or go on training) in `work/polish` from the codec in `work/codec/model`; writes `work/polish/model`."""
     codec = to_polish(work / "codec" / "model")
     codec.encoder.to(device)
     torch.manual_seed(0)
     model = PolishTraining(codec.to(device))
     settings = TrainSettings(
-        learning_rate=1e-3,
+        learning_rate=learning_rate,
         minutes=minutes,
         warm_up_steps=100,
         weight_decay=0.0,
         betas=(0.8, 0.98),
         muon=MUON,
+        steady=("judges",),
         clip_norm=20.0,
         ema=0.998,
         log_every=25,
@@ -100,7 +112,7 @@ def polish_codec(work: Path, minutes: float, pieces: int = 1000, batch: int = 8,
         told = torch.rand(batch, generator=rng) < TOLD_SHARE
         codes[told, :NOTES] = notes[told]
         alone = (torch.rand(batch, generator=rng) < ALONE_SHARE).to(device)
-        return model(audio, codes, spent >= JUDGED_FROM, alone)
+        return model(audio, codes, heed_at(spent), alone)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
