@@ -3,6 +3,7 @@
 import json
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,6 +161,34 @@ def test_a_piece_that_hangs_is_noted_and_left_out_and_the_others_are_rendered(wo
     assert all(len(read_audio(work, p)) == p.frames * 1280 for p in read_pieces(work))
     encode.build_tokens(work)
     assert [len(TokenDataset(work / "tokens", split)) for split in SPLITS] == [1, 1, 1]
+
+
+def test_splits_alone_are_rendered_of_a_whole_plan(work, monkeypatch):
+    class Here:
+        """A pool of no processes."""
+
+        def Pool(self, processes):  # noqa: N802
+            return self
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def apply_async(self, call, args):
+            call(*args)
+            return SimpleNamespace(get=lambda: 0)
+
+    plan, rendered = read_plan(work), []
+    for piece in plan:
+        audio_path(work, piece).unlink()
+    monkeypatch.setattr(render.multiprocessing, "get_context", lambda kind: Here())
+    monkeypatch.setattr(render, "make_plan", lambda folder, hours: plan)
+    monkeypatch.setattr(render, "render_batch", lambda pieces, folder: rendered.extend(pieces))
+    render.build_audio(work, 1.0, splits=("test", "validation"))
+    assert rendered == [p for p in plan if p.split != "train"]
+    assert len(rendered) == 2
 
 
 def test_shards_of_tokens_meet_in_one_set_without_the_release(work, capsys, monkeypatch):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tinymusician_core.training import Trainer, TrainSettings, computes_bf16
+from tinymusician_core.muon import computes_bf16
+from tinymusician_core.training import Trainer, TrainSettings
 
 
 def regression(model):

@@ -11,7 +11,9 @@ from collections.abc import Collection
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+from .muon import FastMuon
 
 
 def layer_matrices(model: nn.Module, stacks: Collection[str]) -> frozenset[str]:
@@ -124,10 +126,10 @@ def _is_share(parameter: torch.Tensor) -> bool:
     return hasattr(parameter, "placements")  # of a DTensor, whose module is only imported where one is made
 
 
-def _muon_for(matrices: list[nn.Parameter]) -> type[Muon]:
+def _muon_for(matrices: list[nn.Parameter]) -> type[FastMuon]:
     """Muon, or its twin for weights of which each process has a share."""
     if not any(map(_is_share, matrices)):
-        return Muon
+        return FastMuon
     from .sharded import ShardedMuon
 
     return ShardedMuon

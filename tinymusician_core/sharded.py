@@ -7,7 +7,6 @@ where a launcher asks for it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,9 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.optim import Muon
 
-NS_STEPS, NS_COEFFICIENTS, EPS = 5, (3.4445, -4.7750, 2.0315), 1e-7  # Jordan et al. 2024
+from .muon import FastMuon, orthogonal
 
 
 def shard(model: nn.Module, device: torch.device, world: int, reshard: bool) -> FSDPModule:
@@ -72,40 +70,12 @@ def share_moments(state: dict, parameters: Iterable[Tensor]) -> dict:
     return {**state, "state": {number: kept for number, kept in shared.items() if kept}}
 
 
-def orthogonal(update: Tensor) -> Tensor:
-    """A matrix [N,M] with its singular values brought near 1, in bfloat16, by the quintic Newton-Schulz iteration of
-    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon)."""
-    a, b, c = NS_COEFFICIENTS
-    x = update.bfloat16()
-    x = x.T if update.shape[0] > update.shape[1] else x
-    x = x / x.norm().clamp(min=EPS)
-    for _ in range(NS_STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if update.shape[0] > update.shape[1] else x
+class ShardedMuon(FastMuon):
+    """Muon for shares: every process orthogonalises the whole update, and keeps its share of all else. All processes
+    must call `step` together.
 
-
-class ShardedMuon(Muon):
-    """torch.optim.Muon for shares: every process orthogonalises the whole update, and keeps its share of all else.
-
-    torch's own would work on shares of the products too, and round differently in bfloat16 for every number of
-    processes. `adjust_lr_fn` is "match_rms_adamw", and the momentum Nesterov's, whatever is asked for.
+    torch's own would work on shares of the products too, and round differently for every number of processes.
     """
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """One update of every matrix that has a gradient. All processes must call it together."""
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is not None:
-                    self._update(matrix, group)
-
-    def _update(self, matrix: Tensor, group: dict) -> None:
-        state = self.state[matrix]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(matrix.grad)
-        momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - group["momentum"])
-        update = orthogonal(whole(matrix.grad.lerp(momentum, group["momentum"])))
-        rate = group["lr"] * 0.2 * math.sqrt(max(matrix.shape))
-        matrix.mul_(1 - group["lr"] * group["weight_decay"])
-        matrix.add_(share(update, matrix), alpha=-rate)
+    def _orthogonal(self, update: Tensor, matrix: Tensor) -> Tensor:
+        return share(orthogonal(whole(update)), matrix)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .files import whole_file
+from .muon import computes_bf16
 from .optimizer import Optimizers, layer_matrices
 from .processes import OneProcess
 from .run_log import RunLog
@@ -77,15 +78,6 @@ class TrainProgress:
     def __str__(self) -> str:
         losses = ", ".join(f"{name} {value:.3f}" for name, value in self.losses.items())
         return f"step {self.step}, {self.fraction:.0%}, {self.eta_s:.0f} s to go, {losses}"
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for products in bfloat16; a CPU without them takes ten times as long as in
-    float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 Part = Callable[[], dict[str, Tensor]]

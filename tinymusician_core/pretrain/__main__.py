@@ -9,6 +9,8 @@ import argparse
 import inspect
 from pathlib import Path
 
+from tinymusician_core.tokens import SPLITS
+
 
 def shard(text: str) -> tuple[int, int]:
     """`i/n`, as an option of the command line."""
@@ -29,6 +31,12 @@ OPTIONS = {
     "minutes": {"type": float, "help": "training time over all resumed runs (default %(default)g)"},
     "hours": {"type": float, "help": "hours of music in all (default %(default)g)"},
     "shard": {"type": shard, "metavar": "I/N", "help": "do the I-th of N parts (default: all)"},
+    "splits": {
+        "type": str,
+        "nargs": "+",
+        "choices": SPLITS,
+        "help": "of the tunes: the listener and the held-out music are measured on test alone (default: all)",
+    },
     "processes": {"type": int, "help": "pieces that are made at once (default %(default)d)"},
     "learning_rate": {"type": float, "help": "after the warm-up (default %(default)g)"},
     "start_from": {
@@ -47,11 +55,17 @@ def scores(work: Path) -> None:
     print(build_scores(work))
 
 
-def audio(work: Path, hours: float = 66, shard: tuple[int, int] = (1, 1), processes: int = 2) -> None:
+def audio(
+    work: Path,
+    hours: float = 66,
+    shard: tuple[int, int] = (1, 1),
+    processes: int = 2,
+    splits: tuple[str, ...] = SPLITS,
+) -> None:
     """Arrange them and render them with FluidSynth."""
     from tinymusician_core.pretrain.render import build_audio
 
-    build_audio(work, hours, shard, processes)
+    build_audio(work, hours, shard, processes, splits)
 
 
 def codec(work: Path, minutes: float = 60, start_from: Path | None = None, device: str = "cpu") -> None:

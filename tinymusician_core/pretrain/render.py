@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from tinymusician_core.files import first_line, whole_file
 from tinymusician_core.pretrain.accompany import DRUMS, LEAD
 from tinymusician_core.pretrain.arrange import FRAME_RATE_HZ, Piece
 from tinymusician_core.pretrain.pieces import audio_path, failure_path, make_plan, of_shard
+from tinymusician_core.tokens import SPLITS
 
 SAMPLE_RATE_HZ = 32000
 SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FRAME_RATE_HZ
@@ -137,9 +138,16 @@ def render_batch(pieces: Sequence[Piece], work: Path) -> int:
     return sum(render_batch([piece], work) for piece in pieces)
 
 
-def build_audio(work: Path, hours: float, shard: tuple[int, int] = (1, 1), processes: int = 2) -> None:
-    """Write `work/pieces.jsonl`, and `work/audio/<id>.flac` for the pieces of this shard that are not there yet."""
-    pieces = of_shard(make_plan(work, hours), shard)
+def build_audio(
+    work: Path,
+    hours: float,
+    shard: tuple[int, int] = (1, 1),
+    processes: int = 2,
+    splits: Collection[str] = SPLITS,
+) -> None:
+    """Write `work/pieces.jsonl`, and `work/audio/<id>.flac` for the pieces of this shard and of these splits that are
+    not there yet."""
+    pieces = of_shard([p for p in make_plan(work, hours) if p.split in splits], shard)
     (work / "audio").mkdir(exist_ok=True)
     missing = [p for p in pieces if not audio_path(work, p).exists() and not failure_path(work, p).exists()]
     batches = [missing[i : i + BATCH] for i in range(0, len(missing), BATCH)]
