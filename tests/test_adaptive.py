@@ -90,6 +90,9 @@ def test_a_model_plays_its_own_tokens(student):
     assert not [word for prompt in found.prompts for word in student.unknown_words(prompt)]
     assert found.hash == sampled(student, windows=3).hash
     assert torch.equal(found.part(1, 3).codes, found.codes[1:])
+    for seed, (prompt, codes) in enumerate(zip(found.prompts, found.codes, strict=True)):
+        clip = student.generate(prompt, SamplingSpec(seconds=calibration.SECONDS, seed=seed))
+        assert torch.equal(torch.from_numpy(clip.codes), codes)
 
 
 @pytest.mark.parametrize("source", ["tiny_family", "tiny_musicgen"])

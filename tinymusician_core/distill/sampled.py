@@ -16,10 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..domain import KIND, MODES, PLAYED_BY, TEMPO, TONICS
-from ..engine import frames
-from ..engine.threads import step_threads
 from ..files import whole_file
 from ..pipeline import Pipeline
+from ..playing import play
 from ..processes import OneProcess
 from ..records import MAX_SEED, Cancelled, SamplingSpec, check_prompt, check_seconds
 from ..tokens import TokenDataset, write_tokens
@@ -170,20 +169,11 @@ def _claim(folder: Path, settings: dict) -> None:
 
 
 def _play(model: Pipeline, spec: SampleSpec, clips: Sequence[int], should_stop: Callable[[], bool] | None) -> Tensor:
-    """Codes int64 [B,K,T] of some clips, played together where the model can."""
-    together = model.decoder.config.text == "cross"
-    groups = [list(clips)] if together else [[clip] for clip in clips]
-    total, made = max(1, round(spec.seconds * model.frame_rate_hz)), []
-    for group in groups:
-        states, mask = model.text_encoder.encode_each([spec.prompt(clip) for clip in group])
-        draw = [model.engine_spec(spec.sampling(clip)) for clip in group]
-        try:
-            with step_threads(model.decoder.config):
-                found = frames(model.decoder, states, mask, draw, total, should_stop, None, model.window_frames)
-                made.append(torch.stack(list(found), dim=2))
-        except Cancelled as stop:
-            raise Cancelled(f"stopped while clip {group[0] + 1} of {spec.clips} was made; resume goes on") from stop
-    return torch.cat(made).cpu()
+    """Codes int64 [B,K,T] of some clips."""
+    try:
+        return play(model, [spec.prompt(clip) for clip in clips], [spec.sampling(clip) for clip in clips], should_stop)
+    except Cancelled as stop:
+        raise Cancelled(f"stopped while clip {clips[0] + 1} of {spec.clips} was made; resume goes on") from stop
 
 
 def _gather(folder: Path, spec: SampleSpec, frame_rate_hz: float, clips: list[Tensor]) -> None:

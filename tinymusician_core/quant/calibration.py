@@ -18,6 +18,7 @@ from torch.nn import functional
 from ..delay import delay
 from ..domain import INSTRUMENTS, KIND, MODES, PLAYED_BY, STYLES, TEMPI, TEMPO, TONICS
 from ..pipeline import Pipeline
+from ..playing import play
 from ..records import SamplingSpec
 from ..text import EXAMPLE
 from ..tokens import TokenDataset
@@ -102,8 +103,7 @@ def sampled(
     codes: list[Tensor] = []
     for first in range(0, windows, AT_ONCE):
         some = slice(first, first + AT_ONCE)
-        clips = pipeline.generate_batch(prompts[some], specs[some], None, should_stop)
-        codes += [torch.from_numpy(clip.codes) for clip in clips]
+        codes += play(pipeline, prompts[some], specs[some], should_stop)
         if on_progress is not None:
             on_progress(len(codes), windows)
     source = f"{windows} windows that the model played itself"
