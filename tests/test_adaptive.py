@@ -20,7 +20,7 @@ from tinymusician_core.quant.calibration import Calibration, from_folder, sample
 from tinymusician_core.quant.plan import Plan, packable
 from tinymusician_core.quant.report import best_of
 from tinymusician_core.quant.search import ImpossibleBudget
-from tinymusician_core.quant.sensitivity import groups, sensitivities
+from tinymusician_core.quant.sensitivity import ShortWay, groups, sensitivities
 from tinymusician_core.quant.trial import Harm, Judge, inputs_of, tried
 from tinymusician_core.records import Cancelled, SamplingSpec
 from tinymusician_core.tokens import write_tokens
@@ -227,16 +227,23 @@ def test_the_short_way_comes_near_the_long_one(student, tokens):
     long = {(o.group.name, o.scheme): o.harm.total for o in sensitivities(student, judge, "long", SCHEMES)}
     told = []
     judge.harm, measure = (lambda plan: told.append(plan) or measure(plan)), judge.harm
-    options = sensitivities(student, judge, "short", SCHEMES, rows=inputs.rows)
-    layers = [option for option in options if option.group.name in inputs.rows]
-    assert len([plan for plan in told if set(plan) & set(inputs.rows)]) == len(inputs.rows)
-    assert {option.harm.total for option in layers if option.scheme == "fp32"} == {0.0}
-    for scheme in ("int8", "int4"):
-        near, far = (
-            [value[o.group.name, o.scheme] if value else o.harm.total for o in layers if o.scheme == scheme]
-            for value in (None, long)
-        )
-        assert 0.5 < sum(near) / sum(far) < 2.0
+    short = ShortWay(student, judge, inputs.rows, found.prompts, SCHEMES)
+    options = sensitivities(student, judge, "short", SCHEMES, short=short)
+    text, layers = [], []
+    for option in options:
+        if option.group.name.startswith("text_encoder."):
+            text.append(option)
+        elif option.group.name in inputs.rows:
+            layers.append(option)
+    names = {option.group.name for option in layers}
+    assert len([plan for plan in told if set(plan) & names]) == len(names)
+    assert len([plan for plan in told if any(name.startswith("text_encoder.") for name in plan)]) == 1
+    for some in (text, layers):
+        assert {option.harm.total for option in some if option.scheme == "fp32"} == {0.0}
+        for scheme in ("int8", "int4"):
+            near = [option.harm.total for option in some if option.scheme == scheme]
+            far = [long[option.group.name, option.scheme] for option in some if option.scheme == scheme]
+            assert 0.5 < sum(near) / sum(far) < 2.0
 
 
 def test_costs_are_measured_once_and_kept(student, monkeypatch):

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,13 @@ from .plan import packable
 from .schemes import SCHEMES, to_tensors
 from .size import Stored
 from .skeleton import ENCODERS
-from .trial import Harm, Judge
+from .trial import Harm, Judge, tried
 
 # What a large model's layers are tried with first: what does most harm is measured best.
 FIRST = ("int4", "int4-row", "nf4", "fp4", "int8", "int8-weight", "bnb-int8", "bf16", "fp16")
 # Whose source decides how a weight is rounded, how the product runs, and how its harm is counted.
 ARITHMETIC = (schemes_module, linears, embeddings, int4, gptq, bnb, size, trial)
+TEXT = "text_encoder."
 OnOption = Callable[[str, int, int], None]  # what is measured, how many are done, how many there are
 
 
@@ -77,14 +79,10 @@ def sensitivities(
     schemes: Sequence[str],
     on_progress: OnOption | None = None,
     should_stop: Callable[[], bool] | None = None,
-    rows: Mapping[str, Tensor] | None = None,
+    short: ShortWay | None = None,
     clock: Clock | None = None,
 ) -> list[Option]:
     """Measure every scheme on every group alone; what an earlier run has measured is read from the cache.
-
-    Harm grows with the square of what a layer's product gets wrong. So for a large model one scheme a layer, the one
-    of `FIRST` that comes first, is measured through the whole model; the others' harm is that of the first, times the
-    ratio of the squares of what they get wrong on some of the layer's inputs.
 
     Args:
         pipeline: the float model.
@@ -92,15 +90,14 @@ def sensitivities(
         key: tells these measurements from those on other tokens.
         schemes: those that may be used; what cannot take a group, or not hold its weights, is left out of its options.
         on_progress, should_stop: told of, and asked before, every measurement.
-        rows: inputs [n,I] of the linear layers, and [n] of embeddings, for the short way; None measures all through the
-            whole model.
+        short: a large model's way; None measures all through the whole model.
         clock: told how many were measured, and how many an earlier run had measured.
 
     Raises:
         Cancelled: `should_stop` said so; what was measured is kept.
     """
     targets, found = packable(pipeline.modules), groups(pipeline.modules)
-    way = "" if rows is None else "-short"
+    way = "" if short is None else "-short"
     cache = Measured(f"sensitivity-{pipeline.hash}-{key}-{arithmetic_hash()}{way}")
     options, pairs = [], [(group, scheme) for group in found for scheme in _first(schemes)]
     for done, (group, scheme) in enumerate(pairs):
@@ -109,7 +106,7 @@ def sensitivities(
         if on_progress is not None:
             on_progress(f"{group.name} in {scheme}", done, len(pairs))
         if all(SCHEMES[scheme].takes(targets[name]) for name in group.modules):
-            option = _option(group, scheme, targets, cache, _way(judge, group, options, rows), judge.weights)
+            option = _option(group, scheme, targets, cache, _way(judge, group, options, short), judge.weights)
             options += [] if option is None else [option]
     if clock is not None:
         clock.note("sensitivity", *cache.counts)
@@ -132,21 +129,75 @@ def _first(schemes: Sequence[str]) -> list[str]:
     return sorted(schemes, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
 
-def _way(
-    judge: Judge, group: Group, options: Sequence[Option], rows: Mapping[str, Tensor] | None
-) -> Callable[[str], Harm]:
-    """How to measure a scheme on a group: through the whole model, or from a layer's first option."""
-    known = [option for option in options if option.group == group]
-    if rows is None or group.name not in rows or not known:
+def _way(judge: Judge, group: Group, options: Sequence[Option], short: ShortWay | None) -> Callable[[str], Harm]:
+    """How to measure a scheme on a group."""
+    if short is None:
         return lambda scheme: judge.harm(dict.fromkeys(group.modules, scheme))
-    first, given = known[0], rows[group.name]
-    base = product_error(judge, group.name, first.scheme, given)
+    known = next((option for option in options if option.group == group), None)
+    return lambda scheme: short.harm(group, scheme, known)
 
-    def scaled(scheme: str) -> Harm:
-        share = product_error(judge, group.name, scheme, given) / base if base else 0.0
-        return Harm(tuple(share * kl for kl in first.harm.kl), share * first.harm.codec, judge.weights)
 
-    return scaled
+class ShortWay:
+    """A large model's harm, for which not all of it is run under every scheme.
+
+    Harm grows with the square of what a layer's product gets wrong. So one scheme a layer, the one of `FIRST` that
+    comes first, is measured through the whole model; the others' harm is that of the first, times the ratio of the
+    squares of what they get wrong on some of the layer's inputs. All that the text encoder does goes through its
+    states: all its linear layers together are measured through the whole model, and what a scheme does to one of them
+    is that, times the ratio of the squares of what the states get wrong.
+
+    Args:
+        pipeline: the float model.
+        judge: compares it with itself.
+        rows: inputs [n,I] of the linear layers, and [n] of embeddings.
+        prompts: what the text encoder is tried on.
+        schemes: those that may be used.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        judge: Judge,
+        rows: Mapping[str, Tensor],
+        prompts: Sequence[str],
+        schemes: Sequence[str],
+    ):
+        self._pipeline, self._judge, self._rows, self._prompts = pipeline, judge, rows, prompts
+        self._schemes, self._states = schemes, self._encode()
+
+    def harm(self, group: Group, scheme: str, known: Option | None) -> Harm:
+        """What a scheme does to a group, of which one option may be known."""
+        if group.name.startswith(TEXT) and self._whole_text[1]:
+            whole, error = self._whole_text
+            return self._scaled(whole, self._text_error(dict.fromkeys(group.modules, scheme)), error)
+        if group.name in self._rows and known is not None:
+            given = self._rows[group.name]
+            errors = (product_error(self._judge, group.name, name, given) for name in (scheme, known.scheme))
+            return self._scaled(known.harm, *errors)
+        return self._judge.harm(dict.fromkeys(group.modules, scheme))
+
+    def _scaled(self, harm: Harm, error: float, base: float) -> Harm:
+        share = error / base if base else 0.0
+        return Harm(tuple(share * kl for kl in harm.kl), share * harm.codec, self._judge.weights)
+
+    @cached_property
+    def _whole_text(self) -> tuple[Harm, float]:
+        """The harm of all the text encoder's linear layers, each in the first scheme of `FIRST` that it can have, and
+        what its states get wrong then."""
+        all_in = {}
+        for name, module in packable(self._pipeline.modules).items():
+            if name.startswith(TEXT) and isinstance(module, nn.Linear):
+                all_in[name] = next(s for s in _first([*self._schemes, "fp32"]) if SCHEMES[s].takes(module))
+        return self._judge.harm(all_in), self._text_error(all_in)
+
+    def _text_error(self, schemes: Mapping[str, str]) -> float:
+        """The mean square of what the text's states get wrong."""
+        with tried(self._pipeline.modules, schemes, self._judge.packs):
+            return float((self._encode() - self._states).double().square().mean())
+
+    @torch.inference_mode()
+    def _encode(self) -> Tensor:
+        return self._pipeline.text_encoder.encode_each(self._prompts)[0].clone()
 
 
 @torch.inference_mode()

@@ -21,7 +21,7 @@ from .cost import CostTable, measured_step_s
 from .plan import Plan
 from .schemes import SCHEMES, unavailable
 from .search import Choice, Fixed
-from .sensitivity import OnOption, Option, sensitivities
+from .sensitivity import OnOption, Option, ShortWay, sensitivities
 from .size import json_bytes, most_bytes
 from .trial import Harm, Judge, inputs_of, tried
 
@@ -170,8 +170,10 @@ class Workbench:
             self.moments = inputs.moments
             self.judge = Judge(pipeline, tokens.judge, self.moments, weights)
         key = f"{tokens.moments.hash[:8]}{tokens.judge.hash[:8]}"
-        rows = inputs.rows if is_large(pipeline) else None
-        asked = (pipeline, self.judge, key, self.schemes, on_progress, should_stop, rows, self.clock)
+        short = None
+        if is_large(pipeline):
+            short = ShortWay(pipeline, self.judge, inputs.rows, tokens.judge.prompts, self.schemes)
+        asked = (pipeline, self.judge, key, self.schemes, on_progress, should_stop, short, self.clock)
         self.options = self.clock.timed("sensitivity", sensitivities, *asked)
         self._by_place = {(option.group.name, option.scheme): option for option in self.options}
         self._group_of = {name: option.group.name for option in self.options for name in option.group.modules}
