@@ -143,8 +143,8 @@ class ShortWay:
     Harm grows with the square of what a layer's product gets wrong. So one scheme a layer, the one of `FIRST` that
     comes first, is measured through the whole model; the others' harm is that of the first, times the ratio of the
     squares of what they get wrong on some of the layer's inputs. All that the text encoder does goes through its
-    states: all its linear layers together are measured through the whole model, and what a scheme does to one of them
-    is that, times the ratio of the squares of what the states get wrong.
+    states: all its linear layers together are measured through the whole model, and what one scheme does to one of
+    them is that, times the ratio of the squares of what the states get wrong.
 
     Args:
         pipeline: the float model.
@@ -167,13 +167,13 @@ class ShortWay:
 
     def harm(self, group: Group, scheme: str, known: Option | None) -> Harm:
         """What a scheme does to a group, of which one option may be known."""
-        if group.name.startswith(TEXT) and self._whole_text[1]:
-            whole, error = self._whole_text
-            return self._scaled(whole, self._text_error(dict.fromkeys(group.modules, scheme)), error)
         if group.name in self._rows and known is not None:
             given = self._rows[group.name]
             errors = (product_error(self._judge, group.name, name, given) for name in (scheme, known.scheme))
             return self._scaled(known.harm, *errors)
+        if group.name.startswith(TEXT) and self._whole_text[1]:
+            whole, error = self._whole_text
+            return self._scaled(whole, self._text_error(dict.fromkeys(group.modules, scheme)), error)
         return self._judge.harm(dict.fromkeys(group.modules, scheme))
 
     def _scaled(self, harm: Harm, error: float, base: float) -> Harm:
