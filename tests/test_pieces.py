@@ -110,6 +110,15 @@ def test_the_command_line_takes_shards_and_says_what_they_are(capsys):
     assert "a shard is i/n with i from 1 to n, got '5/4'" in capsys.readouterr().err
 
 
+def test_the_command_line_takes_splits_and_says_what_they_are(capsys):
+    assert build_parser().parse_args(["audio", "--work", "w"]).splits is None
+    assert build_parser().parse_args(["audio", "--work", "w", "--splits", "test", "train"]).splits == ["test", "train"]
+    with pytest.raises(SystemExit) as stop:
+        build_parser().parse_args(["audio", "--work", "w", "--splits", "tests"])
+    assert stop.value.code == 2
+    assert "unknown split 'tests'; allowed are train, validation, test" in capsys.readouterr().err
+
+
 def test_a_plan_comes_back_as_it_was_written_and_old_plans_are_read(work):
     plan = read_plan(work)
     assert len(plan) == 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinymusician_core.muon import computes_bf16
+from tinymusician_core.precision import computes_bf16
 from tinymusician_core.training import Trainer, TrainSettings
 
 

@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim import Muon
 
+from .precision import computes_bf16
+
 NS_STEPS, NS_COEFFICIENTS, EPS = 5, (3.4445, -4.7750, 2.0315), 1e-7  # Jordan et al. 2024
-
-
-def computes_bf16(device: torch.device) -> bool:
-    """Whether the device has instructions for products in bfloat16."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def orthogonal(update: Tensor) -> Tensor:

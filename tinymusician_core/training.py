@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from .files import whole_file
-from .muon import computes_bf16
 from .optimizer import Optimizers, layer_matrices
+from .precision import computes_bf16
 from .processes import OneProcess
 from .run_log import RunLog
 

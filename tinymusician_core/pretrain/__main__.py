@@ -9,8 +9,6 @@ import argparse
 import inspect
 from pathlib import Path
 
-from tinymusician_core.tokens import SPLITS
-
 
 def shard(text: str) -> tuple[int, int]:
     """`i/n`, as an option of the command line."""
@@ -20,6 +18,15 @@ def shard(text: str) -> tuple[int, int]:
         return parse_shard(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def split(text: str) -> str:
+    """The name of a split, as an option of the command line."""
+    from tinymusician_core.tokens import SPLITS
+
+    if text not in SPLITS:
+        raise argparse.ArgumentTypeError(f"unknown split {text!r}; allowed are {', '.join(SPLITS)}")
+    return text
 
 
 OPTIONS = {
@@ -32,10 +39,10 @@ OPTIONS = {
     "hours": {"type": float, "help": "hours of music in all (default %(default)g)"},
     "shard": {"type": shard, "metavar": "I/N", "help": "do the I-th of N parts (default: all)"},
     "splits": {
-        "type": str,
+        "type": split,
         "nargs": "+",
-        "choices": SPLITS,
-        "help": "of the tunes: the listener and the held-out music are measured on test alone (default: all)",
+        "metavar": "SPLIT",
+        "help": "train, validation or test, or two of them: a listener is measured on test alone (default: all)",
     },
     "processes": {"type": int, "help": "pieces that are made at once (default %(default)d)"},
     "learning_rate": {"type": float, "help": "after the warm-up (default %(default)g)"},
@@ -60,7 +67,7 @@ def audio(
     hours: float = 66,
     shard: tuple[int, int] = (1, 1),
     processes: int = 2,
-    splits: tuple[str, ...] = SPLITS,
+    splits: list[str] | None = None,
 ) -> None:
     """Arrange them and render them with FluidSynth."""
     from tinymusician_core.pretrain.render import build_audio

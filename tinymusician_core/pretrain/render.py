@@ -19,7 +19,6 @@ from tinymusician_core.files import first_line, whole_file
 from tinymusician_core.pretrain.accompany import DRUMS, LEAD
 from tinymusician_core.pretrain.arrange import FRAME_RATE_HZ, Piece
 from tinymusician_core.pretrain.pieces import audio_path, failure_path, make_plan, of_shard
-from tinymusician_core.tokens import SPLITS
 
 SAMPLE_RATE_HZ = 32000
 SAMPLES_PER_FRAME = SAMPLE_RATE_HZ // FRAME_RATE_HZ
@@ -143,11 +142,11 @@ def build_audio(
     hours: float,
     shard: tuple[int, int] = (1, 1),
     processes: int = 2,
-    splits: Collection[str] = SPLITS,
+    splits: Collection[str] | None = None,
 ) -> None:
-    """Write `work/pieces.jsonl`, and `work/audio/<id>.flac` for the pieces of this shard and of these splits that are
-    not there yet."""
-    pieces = of_shard([p for p in make_plan(work, hours) if p.split in splits], shard)
+    """Write `work/pieces.jsonl`, and `work/audio/<id>.flac` for the pieces of this shard and of these splits, or of
+    all, that are not there yet."""
+    pieces = of_shard([p for p in make_plan(work, hours) if splits is None or p.split in splits], shard)
     (work / "audio").mkdir(exist_ok=True)
     missing = [p for p in pieces if not audio_path(work, p).exists() and not failure_path(work, p).exists()]
     batches = [missing[i : i + BATCH] for i in range(0, len(missing), BATCH)]
