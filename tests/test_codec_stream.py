@@ -158,7 +158,8 @@ def test_frames_may_come_one_by_one_and_each_gives_a_frame_once_the_lookahead_is
     assert lengths[late:40] == [hop] * (40 - late)
 
 
-@pytest.mark.parametrize(("codec", "late"), [(encodec()[1], 4), (spectral(1, decoder_blocks=5), 6)])
+# Few blocks: what a code does to the furthest frame shrinks with each, and with five of them it drowns in rounding.
+@pytest.mark.parametrize(("codec", "late"), [(encodec()[1], 4), (spectral(decoder_blocks=0), 2), (spectral(), 3)])
 def test_the_sound_depends_on_codes_as_far_ahead_as_the_codec_says_and_no_further(codec, late):
     assert codec.lookahead_frames == late
     codes = some_codes(codec, 30)
@@ -167,7 +168,7 @@ def test_the_sound_depends_on_codes_as_far_ahead_as_the_codec_says_and_no_furthe
     before = codec.decode(codes)[..., frame]
     for ahead, same in ((late, False), (late + 1, True)):
         sounds = []
-        for other in range(1, 9):  # so far away a code changes little, and one by another may change nothing at all
+        for other in range(1, 9):  # one code for another may change little
             changed = codes.clone()
             changed[:, :, 10 + ahead] = (changed[:, :, 10 + ahead] + other) % codec.codebook_size
             sounds.append(codec.decode(changed)[..., frame])
