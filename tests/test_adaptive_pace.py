@@ -127,7 +127,8 @@ def student(tiny_family, monkeypatch, tmp_path):
     monkeypatch.setattr(calibration, "SECONDS", 0.5)
     for name, windows in (("MOMENT_WINDOWS", 4), ("JUDGE_WINDOWS", 3), ("HELD_OUT_WINDOWS", 2)):
         monkeypatch.setattr(workbench, name, windows)
-    for name, value in (("LEAST_S", 0.0), ("LEAST_PASSES", 2), ("CLIP_S", 0.5), ("CLIPS", 1)):
+    monkeypatch.setattr(workbench, "CLIP_S", 0.5)
+    for name, value in (("LEAST_S", 0.0), ("LEAST_PASSES", 2), ("CLIPS", 1)):
         monkeypatch.setattr(cost, name, value)
     return tm.load(tiny_family / "student")
 

@@ -41,7 +41,8 @@ def test_a_budget_is_kept_and_its_report_told(capsys, demo_family, tmp_path, mon
     monkeypatch.setenv("TINYMUSICIAN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("tinymusician_core.quant.calibration.SECONDS", 0.5)
     monkeypatch.setattr("tinymusician_core.quant.cost.LEAST_S", 0.0)
-    monkeypatch.setattr("tinymusician_core.quant.cost.CLIP_S", 0.5)
+    monkeypatch.setattr("tinymusician_core.quant.workbench.LARGE_S", 0.5)
+    monkeypatch.setattr("tinymusician_core.quant.workbench.LARGE_CLIP_S", 0.5)
     monkeypatch.setattr("tinymusician_core.quant.cost.CLIPS", 1)
     monkeypatch.setattr("tinymusician_core.quant.workbench.MANY_WEIGHTS", 1)
     folder = tmp_path / "small"

@@ -73,15 +73,20 @@ class Calibration:
 
 
 def from_folder(
-    pipeline: Pipeline, folder: str | Path, split: str = "train", seed: int = 0, windows: int = WINDOWS
+    pipeline: Pipeline,
+    folder: str | Path,
+    split: str = "train",
+    seed: int = 0,
+    windows: int = WINDOWS,
+    seconds: float | None = None,
 ) -> Calibration:
-    """Windows of a token folder's split with their captions.
+    """Windows of a token folder's split with their captions, each of `SECONDS` where nothing else is said.
 
     Raises:
         ValueError: no such tokens, or tokens that are not this model's.
     """
     dataset, config = TokenDataset(folder, split), pipeline.decoder.config
-    count = max(1, round(SECONDS * pipeline.frame_rate_hz))
+    count = max(1, round((SECONDS if seconds is None else seconds) * pipeline.frame_rate_hz))
     codes, captions = dataset.batch(torch.Generator().manual_seed(seed), windows, count)
     return Calibration.of(codes, captions, config.delays, config.pad, f"{windows} windows of the {split} split")
 
@@ -92,14 +97,17 @@ def sampled(
     windows: int = WINDOWS,
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    seconds: float | None = None,
 ) -> Calibration:
-    """What the model itself plays to captions of the demo family's domain: no data is needed.
+    """What the model itself plays to captions of the demo family's domain, each window of `SECONDS` where nothing else
+    is said: no data is needed.
 
     Raises:
         Cancelled: `should_stop` said so.
     """
     config, prompts = pipeline.decoder.config, captions(pipeline, seed, windows)
-    specs = [SamplingSpec(seconds=SECONDS, seed=windows * seed + i, cfg=pipeline.usual_cfg) for i in range(windows)]
+    length_s, cfg = SECONDS if seconds is None else seconds, pipeline.usual_cfg
+    specs = [SamplingSpec(seconds=length_s, seed=windows * seed + i, cfg=cfg) for i in range(windows)]
     codes: list[Tensor] = []
     for first in range(0, windows, AT_ONCE):
         some = slice(first, first + AT_ONCE)

@@ -37,7 +37,7 @@ STEP_ROWS, TEXT_ROWS, CODEC_ROWS = 2, 12, 100  # guidance; a short prompt; about
 LEAST_S, LEAST_PASSES = 0.12, 12
 MOST_COPIES = 96
 CACHE_BYTES = 2**25  # where the system does not tell
-CLIP_S, CLIPS, ENOUGH_S = 4.0, 12, 6.0
+CLIPS, ENOUGH_S = 12, 6.0
 WARM_UP_S = 0.5  # of music, before the clips
 
 
@@ -219,12 +219,12 @@ def _best_pass(calls: list[Callable[[], object]]) -> float:
     return best
 
 
-def measured_step_s(pipeline: Pipeline) -> float:
-    """Seconds a step of a model as it stands, over clips of `CLIP_S` seconds: of every step the quickest of all clips.
+def measured_step_s(pipeline: Pipeline, clip_s: float) -> float:
+    """Seconds a step of a model as it stands, over clips of so many seconds: of every step the quickest of all clips.
 
     After a warm-up there are `CLIPS` of them; two at least, and no further one is begun after `ENOUGH_S`.
     """
-    count, few = (max(1, round(seconds * pipeline.frame_rate_hz)) for seconds in (CLIP_S, WARM_UP_S))
+    count, few = (max(1, round(seconds * pipeline.frame_rate_hz)) for seconds in (clip_s, WARM_UP_S))
     states, mask = pipeline.text_encoder.encode([EXAMPLE])
     spec = pipeline.engine_spec(SamplingSpec(cfg=pipeline.usual_cfg))
     best = [float("inf")] * count

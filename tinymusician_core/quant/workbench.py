@@ -27,6 +27,8 @@ from .trial import Harm, Judge, inputs_of, tried
 
 MOMENT_WINDOWS, JUDGE_WINDOWS, HELD_OUT_WINDOWS = 48, 16, 16
 MANY_WEIGHTS = 2**25  # from here on a decoder is large
+FEWER, LARGE_S = (2, 4, 4), 3.0  # how many times fewer windows it is tried on, and of how many seconds each
+CLIP_S, LARGE_CLIP_S = 4.0, 1.0  # of music that steps are timed over
 PACE_SCHEMES = ("fp16", "int8", "int8-weight", "int4", "int4-row")
 MIXED = 3  # plans of several of these that are timed too
 SLACK_BYTES = 96  # what JSON and a header have around their entries, at most
@@ -54,25 +56,26 @@ class Tokens:
             ValueError: the folder has no such tokens, or they are not this model's.
             Cancelled: `should_stop` said so.
         """
-        counts = [
-            max(1, n // (4 if is_large(pipeline) else 1)) for n in (MOMENT_WINDOWS, JUDGE_WINDOWS, HELD_OUT_WINDOWS)
-        ]
+        counts, seconds = (MOMENT_WINDOWS, JUDGE_WINDOWS, HELD_OUT_WINDOWS), None
+        if is_large(pipeline):
+            counts, seconds = [max(1, n // less) for n, less in zip(counts, FEWER, strict=True)], LARGE_S
         if data is not None:
             splits = ("train", "train", "validation")
-            parts = [from_folder(pipeline, data, split, i, counts[i]) for i, split in enumerate(splits)]
+            parts = [from_folder(pipeline, data, split, i, counts[i], seconds) for i, split in enumerate(splits)]
             return cls(*parts)
 
         def report(done: int, total: int) -> None:
             if on_progress is not None:
                 on_progress("playing to itself", done, total)
 
-        whole = sampled(pipeline, 0, sum(counts), report, should_stop)
+        whole = sampled(pipeline, 0, sum(counts), report, should_stop, seconds)
         first, second = counts[0], counts[0] + counts[1]
         return cls(whole.part(0, first), whole.part(first, second), whole.part(second, sum(counts)))
 
 
 def is_large(pipeline: Pipeline) -> bool:
-    """Whether a decoder has so many weights that it is tried on fewer windows, and with one scheme a matrix."""
+    """Whether a decoder has so many weights that it is tried on fewer windows, with one scheme a matrix, and timed over
+    shorter clips."""
     config = pipeline.decoder.config
     return config.layers * config.width * (8 * config.width + 2 * config.ffn) >= MANY_WEIGHTS
 
@@ -220,7 +223,7 @@ class Workbench:
         """What a plan is: its bytes once it is written, its time, and its harm on the tokens of the search."""
         harm = self.judge.harm(schemes)
         with tried(self.pipeline.modules, schemes, self.judge.packs):
-            step_s = measured_step_s(self.pipeline)
+            step_s = self._step_s()
         return Outcome(self.written_bytes(schemes), 1e3 * step_s, harm)
 
     def written_bytes(self, schemes: Mapping[str, str]) -> int:
@@ -266,11 +269,15 @@ class Workbench:
             if on_progress is not None:
                 on_progress(f"timing {name}", done, len(plans))
             with tried(self.pipeline.modules, schemes, self.judge.packs):
-                seen.append(measured_step_s(self.pipeline))
+                seen.append(self._step_s())
             calls.append(self.calls(schemes))
-        float_s, pace = measured_step_s(self.pipeline), Pace.of(calls, seen)
+        float_s, pace = self._step_s(), Pace.of(calls, seen)
         floats = self.calls(dict.fromkeys(self._group_of, "fp32"))
         return float_s, replace(pace, float_offset_s=float_s - pace.calls_s(floats))
+
+    def _step_s(self) -> float:
+        """Seconds of a step of the model as it stands."""
+        return measured_step_s(self.pipeline, LARGE_CLIP_S if is_large(self.pipeline) else CLIP_S)
 
     def _of_schemes(self, usable: Sequence[str], rng: Random | None = None) -> dict[str, str]:
         """A plan whose steps are in the first of these schemes that a group can have; with a generator in any."""
