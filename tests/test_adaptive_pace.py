@@ -40,7 +40,7 @@ class Bench:
 
     held_out = harm
 
-    def recipe(self, schemes):
+    def packed_recipe(self, schemes):
         return schemes
 
     def foresee(self, schemes):

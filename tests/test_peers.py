@@ -9,10 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tinymusician_core.engine.linear import StepLinear
 from tinymusician_core.measure import peer_report, peers
 from tinymusician_core.measure.bandwidth import cache_bytes, read_bandwidth
 from tinymusician_core.measure.peer_models import Ours, Transformers, make_musicgen, step_bytes, steps_in
 from tinymusician_core.measure.peers import REFERENCE, ROWS, SHAPES, PeerFailed, Setting, measure_peers
+from tinymusician_core.measure.weights import held_bytes
 from tinymusician_core.quant.schemes import pack
 
 TINY = Setting(shape="tiny", seconds=0.5)
@@ -185,6 +187,10 @@ def test_bytes_of_a_step_are_those_of_the_stored_weights():
     assert before == 4 * TINY_WEIGHTS
     decoder.heads = pack(decoder.heads, "int8")
     assert before - step_bytes(decoder) == 3 * 4 * 256 * 64 - 4 * 4 * 256, "a quarter, and a float32 scale a row"
+    decoder.heads = pack(StepLinear(decoder.heads.in_features, decoder.heads.out_features), "int4")
+    int8 = step_bytes(decoder)
+    assert before - int8 == 3 * 4 * 256 * 64 - 4 * 4 * 256, "few int4 weights are read as int8"
+    assert held_bytes([decoder.heads]) == 4 * 256 * (64 + 4) + 4 * 256 * (64 // 2 + 4), "beside their four bits"
 
 
 def test_steps_count_the_delay():

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from tinymusician_core.quant import int4
 from tinymusician_core.quant.schemes import (
     SCHEMES,
     from_tensors,
@@ -148,6 +149,28 @@ def test_bytes_are_those_that_the_scheme_promises():
     assert stored_bytes(layer, "int4-row") == weights // 2 + 2 * 256
     assert stored_bytes(layer, "nf4") == stored_bytes(layer, "fp4") == weights // 2 + 2 * weights // 64
     assert stored_bytes(nn.Embedding(100, 256), "int4") == 100 * 128 + 100 * 4 * 4
+
+
+@pytest.mark.parametrize("inputs", [100, 128])
+def test_few_int4_weights_go_to_a_step_as_int8_that_adds_little_to_their_rounding(inputs, monkeypatch):
+    layer = linear(80, inputs, bias=False)
+    packed = pack(layer, "int4")
+    with torch.inference_mode():
+        values, scale = packed.plain()
+        tensors = {name: packed.stored()[name] for name in ("nibbles", "scales")}
+        rounded = int4.weights_of(**tensors)[:, :inputs]
+        assert off(packed(torch.eye(inputs)).t(), rounded) < 0.003
+    assert (values.dtype, values.shape, scale.dtype, scale.shape) == (torch.int8, (80, inputs), torch.float32, (80,))
+    assert torch.all((values * scale[:, None] - rounded).abs() <= 0.501 * scale[:, None])
+    assert off(values * scale[:, None], layer.weight.detach()) < 1.01 * off(rounded, layer.weight.detach())
+    assert packed.plain()[0] is packed.step_tensors()[0] is values
+    assert {name: tensor.tolist() for name, tensor in to_tensors(layer, "int4").items()} == {
+        name: tensor.tolist() for name, tensor in packed.stored().items()
+    }
+    monkeypatch.setattr(int4, "FEW", 80 * inputs - 1)
+    many = pack(layer, "int4")
+    assert many.plain() is None
+    assert [tensor.dtype for tensor in many.step_tensors()] == [torch.uint8, torch.bfloat16]
 
 
 @pytest.mark.parametrize("scheme", ["int8", "int8-weight", "int4", "int4-row", "bnb-int8", "nf4", "fp4"])

@@ -94,12 +94,13 @@ class Process:
         load_s, load_peak = time.perf_counter() - start, self._memory.peak_bytes()
         self._pipeline = pipeline
         self._say(order, progress=asdict(Progress("loading", 1, 1, load_s)))
+        read_bytes = step_bytes(pipeline.decoder)  # makes the forms that steps read, so that they are counted below
         loaded = Loaded(
             name=pipeline.name,
             hash=pipeline.hash,
             disk_bytes=pipeline.disk_bytes,
             weights_bytes=held_bytes([pipeline.modules]),
-            step_bytes=step_bytes(pipeline.decoder),
+            step_bytes=read_bytes,
             device=str(pipeline.device),
             threads=torch.get_num_threads(),
             load_s=load_s,

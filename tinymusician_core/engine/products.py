@@ -24,9 +24,10 @@ def as_array(tensor: Tensor) -> np.ndarray:
 
 def compiles(module: nn.Module) -> bool:
     """Whether the module's product is made by the compiled kernel: it shows its weights (`plain`), and they are few."""
-    if getattr(module, "plain", None) is None:
+    plain = module.plain() if hasattr(module, "plain") else None
+    if plain is None:
         return False
-    weight, _ = module.plain()
+    weight, _ = plain
     return weight.nbytes <= SMALL_BYTES and weight.dtype in (torch.float32, torch.int8)
 
 

@@ -30,6 +30,10 @@ def held_bytes(modules: Iterable[nn.Module]) -> int:
 
 
 def step_bytes(decoder: Decoder) -> int:
-    """Bytes of the weights that a step of our decoder reads: those of `STEP` in every layer, and the heads."""
+    """Bytes of the weights that a step of our decoder reads: those of `STEP` in every layer, and the heads. Of a layer
+    that holds them in two forms, the one that a step reads."""
     layers = (getattr(layer, name) for layer in decoder.layers for name in STEP if hasattr(layer, name))
-    return held_bytes([*layers, decoder.heads])
+    read = [*layers, decoder.heads]
+    twofold = [layer for layer in read if hasattr(layer, "step_tensors")]
+    own = sum(tensor.nbytes for layer in twofold for tensor in layer.step_tensors())
+    return own + held_bytes(layer for layer in read if layer not in twofold)

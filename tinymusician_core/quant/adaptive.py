@@ -108,7 +108,7 @@ def adapt(
     if compare:
         look_for = partial(_best_of, bench, should_stop)
         others, against = clock.timed("comparing", compared, bench, look_for, on_progress, should_stop)
-    said, recipe = pace(best, found.aim, budget, bench.float_ms), bench.recipe(best.schemes)
+    said, recipe = pace(best, found.aim, budget, bench.float_ms), bench.packed_recipe(best.schemes)
     more = {"against": against, "seconds": clock.as_dict(), "pace": said}
     return Adapted(budget, found.aim, bench, recipe, best, found.rounds, held_out, others, **more)
 

@@ -37,7 +37,8 @@ class Recipe:
     """A plan on a certain model: the scheme of each of its modules, and by which inputs' moments to round.
 
     `moments` has the second moments [I,I] of the inputs of linear layers; where there are none, weights go to the
-    nearest number. `tensors` has what some modules are stored as already, which a recovery has trained.
+    nearest number. `tensors` has what some modules are stored as already: a search has packed them, or a recovery
+    trained them.
     """
 
     plan: Plan

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .linears import PackedLinear, WeightInt8Linear, expect, expect_bias
+from .linears import PackedLinear, WeightInt8Linear, expect, expect_bias, int8_rows
 
 GROUP = 64
 ROWS = 16  # the kernel takes a multiple of so many outputs
 AT_ONCE = 64  # rows that are unpacked at once, as 32 bits a weight; the kernel's order has blocks of 64 at most
 TINY = 1e-30  # the scale of a group whose weights are all the same
+FEW = 2**19  # weights: as int8, a matrix of up to so many lies in the cache of one core
 
 
 class Int4Linear(PackedLinear):
@@ -19,7 +20,7 @@ class Int4Linear(PackedLinear):
 
     A weight is (q - 8) * scale + middle, q from 0 to 15; scale and middle span the group from its least to its
     greatest weight. On disk two weights make a byte, the first in the low half, and the last group of a row is filled
-    up; in memory the kernel's own order is the only copy.
+    up; in memory they are in the kernel's own order, and beside that as int8 where a step multiplies with few.
     """
 
     cpu_only = True
@@ -37,6 +38,8 @@ class Int4Linear(PackedLinear):
         self.register_buffer("numbers", packed, persistent=False)
         scales = functional.pad(scales, (0, 0, 0, 0, 0, more)).transpose(0, 1).contiguous()
         self.register_buffer("scales", scales, persistent=False)  # [G, O and more, 2]
+        self.register_buffer("values", None, persistent=False)
+        self.register_buffer("row_scale", None, persistent=False)
 
     @classmethod
     def pack(cls, linear: nn.Linear, moment: Tensor | None = None) -> Int4Linear:
@@ -64,6 +67,23 @@ class Int4Linear(PackedLinear):
         scales = self.scales.transpose(0, 1)[: self.out_features].contiguous()
         return {"nibbles": nibbles, "scales": scales, **super().stored()}
 
+    def plain(self) -> tuple[Tensor, Tensor] | None:
+        """Values int8 [O,I] and scales float32 [O] a row, for the kernels of a step; None for more than `FEW` weights.
+
+        On few weights the product over int8 takes a half to a fifth of the time of this kernel, which has to take every
+        byte apart. Rounding to int8 adds little to what 4 bits have rounded. Made at the first call, and kept.
+        """
+        if self.in_features * self.out_features > FEW:
+            return None
+        if self.values is None:
+            weight = weights_of(**{name: self.stored()[name] for name in ("nibbles", "scales")})
+            self.values, self.row_scale = int8_rows(weight[:, : self.in_features])
+        return self.values, self.row_scale
+
+    def step_tensors(self) -> tuple[Tensor, Tensor]:
+        """What a step reads of the layer."""
+        return self.plain() or (self.numbers, self.scales)
+
     def _product(self, rows: Tensor, scales: Tensor) -> Tensor:
         return torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.numbers, GROUP, scales)
 
@@ -81,8 +101,7 @@ class Int4Linear(PackedLinear):
 class Int4RowLinear(WeightInt8Linear):
     """4-bit weights on disk, a bfloat16 scale a row; in memory they are int8, and run as `WeightInt8Linear` does.
 
-    A weight is q * scale, q from -8 to 7. For small matrices, which lie in a cache, this is the fastest of the forms of
-    four bits, as nothing has to be taken apart at a step.
+    A weight is q * scale, q from -8 to 7: the fewest bytes on disk, and nothing to take apart at a step.
     """
 
     reads_moments = True
@@ -149,6 +168,13 @@ def two_a_byte(numbers: Tensor) -> Tensor:
     """Numbers [O,I], I even -> uint8 [O,I / 2], the first in the low half."""
     numbers = numbers.to(torch.uint8)
     return numbers[:, 0::2] | (numbers[:, 1::2] << 4)
+
+
+def weights_of(nibbles: Tensor, scales: Tensor) -> Tensor:
+    """What `int4_groups` gave -> the weights that it stands for, float32 [O, G * group]."""
+    numbers = torch.stack((nibbles & 15, nibbles >> 4), dim=2).flatten(1).unflatten(1, (scales.shape[1], -1)).float()
+    scale, middle = scales.float().unsqueeze(3).unbind(2)
+    return ((numbers - 8.0) * scale + middle).flatten(1)
 
 
 def int4_groups(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:

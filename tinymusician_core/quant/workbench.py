@@ -198,6 +198,10 @@ class Workbench:
         ordered = {module: schemes[module] for module in self._group_of}
         return Recipe(Plan.of(ordered, name), ordered, self.moments)
 
+    def packed_recipe(self, schemes: Mapping[str, str]) -> Recipe:
+        """The same with what was slow to pack as the search has packed it."""
+        return replace(self.recipe(schemes), tensors=self.judge.packs.stored(schemes))
+
     def complete(self, wanted: Mapping[str, str]) -> dict[str, str]:
         """Schemes for all modules: those wanted where a group can have them, fp16 (else fp32) for what it cannot."""
         found = {}
@@ -232,11 +236,10 @@ class Workbench:
         Raises:
             OSError: it cannot be written, or the disk is full.
         """
-        recipe = replace(self.recipe(schemes), tensors=self.judge.packs.stored(schemes))
         cache = cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix="plan-", dir=cache) as scratch:
-            return write(self.pipeline, recipe, Path(scratch) / self.name).disk_bytes
+            return write(self.pipeline, self.packed_recipe(schemes), Path(scratch) / self.name).disk_bytes
 
     @cached_property
     def strict(self) -> Judge:
