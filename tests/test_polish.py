@@ -6,12 +6,14 @@ from tiny_codec import FRAME, small_codec, sound, work_folder
 
 from tinymusician_core.codec.spectral import SpectralCodec
 from tinymusician_core.pretrain import polish
+from tinymusician_core.pretrain.codec import as_told
 from tinymusician_core.pretrain.discriminator import (
     Discriminators,
     feature_distance,
     passing_for_real,
     telling_apart,
 )
+from tinymusician_core.pretrain.notes import PLAYERS
 from tinymusician_core.pretrain.polish import PolishTraining, polish_codec
 
 
@@ -73,6 +75,16 @@ def test_each_side_gets_the_gradient_of_its_own_loss():
     (again["loss"] - again["judged"]).backward()
     torch.testing.assert_close(decoder_grad, codec.decoder.widen.weight.grad)
     assert codec.decoder.score_codebook.weight.grad is None
+
+
+def test_who_plays_is_always_told_and_the_other_notes_in_some_windows():
+    heard, notes = torch.zeros(400, 3, 5, dtype=torch.long), torch.ones(400, 3, 5, dtype=torch.long)
+    given = as_told(heard, notes, torch.Generator().manual_seed(0))
+    assert torch.all(given[:, PLAYERS] == 1)
+    told = given[:, :PLAYERS].float().mean(dim=(1, 2))
+    assert set(told.tolist()) == {0.0, 1.0}
+    assert 0.4 < float(told.mean()) < 0.6
+    assert torch.all(heard == 0)
 
 
 def test_judges_take_part_after_a_while_and_count_little_by_little():

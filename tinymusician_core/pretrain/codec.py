@@ -22,7 +22,7 @@ from tinymusician_core.codec.spectral import (
     nearest,
 )
 from tinymusician_core.evaluate.fidelity import MelScales
-from tinymusician_core.pretrain.notes import AGES, Companies, melody_groups, vocabulary
+from tinymusician_core.pretrain.notes import AGES, PLAYERS, Companies, melody_groups, vocabulary
 from tinymusician_core.pretrain.pieces import read_audio, read_pieces, read_plan
 from tinymusician_core.pretrain.quantizer import MovingCodebook
 from tinymusician_core.pretrain.render import SAMPLES_PER_FRAME
@@ -116,6 +116,16 @@ class NoteBooks(nn.ModuleList):
         return torch.stack(heard, dim=1), losses
 
 
+def as_told(heard: Tensor, notes: Tensor, rng: torch.Generator) -> Tensor:
+    """Note codes [B,NOTES,T] for the decoder to learn from, of those heard and those written: in `TOLD_SHARE` of the
+    windows as they are written, else as heard. Who plays is always told: a window of a second does not say it as a
+    whole piece does, and the decoder would learn not to heed it."""
+    told = torch.rand(len(notes), generator=rng).to(notes.device) < TOLD_SHARE
+    given = torch.where(told[:, None, None], notes, heard)
+    given[:, PLAYERS] = notes[:, PLAYERS]
+    return given
+
+
 class SoundDistance(nn.Module):
     """How far made sound is from real sound: mel spectra at several window lengths, and a spectrum by pitch, whose
     window is long enough to tell the notes of a low chord apart."""
@@ -179,8 +189,7 @@ class CodecTraining(nn.Module):
             self.steps += 1
         heard, losses = self.books(latents, notes)
         if rng is not None:
-            told = torch.rand(len(notes), generator=rng).to(notes.device) < TOLD_SHARE
-            heard = torch.where(told[:, None, None], notes, heard)
+            heard = as_told(heard, notes, rng)
         made = self.decoder(
             Latents(*(book.table(c) for book, c in zip(self.books, heard.unbind(1), strict=True)), sound)
         )

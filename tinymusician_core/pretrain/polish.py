@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tinymusician_core.codec.spectral import SpectralCodec
-from tinymusician_core.pretrain.codec import STACKS, TOLD_SHARE, CodecData, SoundDistance
+from tinymusician_core.pretrain.codec import STACKS, CodecData, SoundDistance, as_told
 from tinymusician_core.pretrain.discriminator import (
     Discriminators,
     feature_distance,
@@ -109,8 +109,7 @@ def polish_codec(
         model.train()
         audio, notes = (x.to(device) for x in train.batch(rng, batch, FRAMES))
         codes = codec.encode(audio).clone()
-        told = torch.rand(batch, generator=rng) < TOLD_SHARE
-        codes[told, :NOTES] = notes[told]
+        codes[:, :NOTES] = as_told(codes[:, :NOTES], notes, rng)
         alone = (torch.rand(batch, generator=rng) < ALONE_SHARE).to(device)
         return model(audio, codes, heed_at(spent), alone)
 
