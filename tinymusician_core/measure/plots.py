@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,11 +16,13 @@ from .report import Range
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
 COLOURS = ("#3b5bdb", "#0ca678", "#e8590c", "#9c36b5", "#c2255c", "#1098ad", "#5c940d", "#495057")
 MARKERS = "osD^vP*X"
 SIZE_IN, DOTS_PER_INCH = (7.2, 4.6), 120
+PALETTE = 64
 MARK_DOTS = 8
 _SIDES = ((9, 7), (9, -7), (-9, 7), (-9, -7), (9, 21), (9, -21), (-9, 21), (-9, -21))
 
@@ -76,8 +79,18 @@ def scatter(
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         _draw(axes, points, from_zero)
-        figure.savefig(partial, format="png", metadata={"Software": None})
+        save_png(figure, partial)
     return path
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG of `PALETTE` colours: to the eye the same, in a third of the bytes."""
+    from PIL import Image
+
+    whole = BytesIO()
+    figure.savefig(whole, format="png")
+    with Image.open(whole) as image:
+        image.convert("RGB").quantize(PALETTE).save(path, format="png", optimize=True)
 
 
 def _checked(point: Point, log_x: bool) -> Point:
@@ -109,7 +122,7 @@ def _draw(axes: Axes, points: Sequence[Point], from_zero: bool) -> None:
     left_out = [point.label for point in points if point.x is None or point.y is None]
     if left_out:
         axes.set_xlabel(f"{axes.get_xlabel()}\nnot measured: {', '.join(left_out)}")
-    _label(axes, shown)
+    label(axes, shown)
 
 
 def _begin_at_zero(axes: Axes, points: Sequence[Point]) -> None:
@@ -125,8 +138,9 @@ def _ends(value: float, spread: Range) -> tuple[float, float]:
     return min(places), max(places)
 
 
-def _label(axes: Axes, shown: Sequence[tuple[Point, str]]) -> None:
-    """Write each name beside its point: on the side where it covers no other name, or least of points and bars."""
+def label(axes: Axes, shown: Sequence[tuple[Point, str]], fontsize: int = 10) -> None:
+    """Write the name of each point of `axes` beside it in its colour, on the side where it covers no other name, or
+    least of points and bars. An empty name keeps others off its point."""
     from matplotlib.transforms import Bbox
 
     axes.figure.canvas.draw()
@@ -137,7 +151,7 @@ def _label(axes: Axes, shown: Sequence[tuple[Point, str]]) -> None:
         others = marks[:number] + marks[number + 1 :] + len(shown) * names
         tried = []
         for side in _SIDES:
-            tried.append(_write(axes, point, colour, side, others))
+            tried.append(_write(axes, point, colour, side, others, fontsize))
             if not tried[-1][0]:
                 break
         best = min(tried, key=lambda each: each[0])
@@ -147,7 +161,9 @@ def _label(axes: Axes, shown: Sequence[tuple[Point, str]]) -> None:
         names.append(best[2])
 
 
-def _write(axes: Axes, point: Point, colour: str, side: tuple[int, int], others: Sequence[Bbox]) -> tuple:
+def _write(
+    axes: Axes, point: Point, colour: str, side: tuple[int, int], others: Sequence[Bbox], fontsize: int
+) -> tuple:
     """Write a name on one side of its point: how much it covers or sticks out, the text, and its place."""
     right, up = side
     text = axes.annotate(
@@ -158,7 +174,7 @@ def _write(axes: Axes, point: Point, colour: str, side: tuple[int, int], others:
         ha="left" if right > 0 else "right",
         va="bottom" if up > 0 else "top",
         color=colour,
-        fontsize=10,
+        fontsize=fontsize,
     )
     box = text.get_window_extent(axes.figure.canvas.get_renderer())
     within = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..measure.machine import describe
+from ..measure.plots import Point, label, save_png
 from ..measure.report import cell, document, table, write_files
 from .against import section, verdict
 from .clock import PARTS
@@ -178,15 +179,10 @@ def draw(plans: tuple[Compared, ...], path: Path) -> None:
         some = [points[plan.name] for plan in plans if plan.family == family]
         if some:
             axes.scatter(*zip(*some, strict=True), color=colour, s=36, label=family, zorder=2)
-    middle = sum(x for x, _ in points.values()) / len(points)
-    for i, plan in enumerate(sorted(plans, key=lambda plan: points[plan.name][1])):
-        if plan.family != "adaptive":
-            place = {"xytext": (7, 5 - 9 * (i % 2)), "textcoords": "offset points", "fontsize": 7}
-            if points[plan.name][0] > 1.5 * middle:
-                place |= {"xytext": (-7, 5), "ha": "right"}
-            axes.annotate(plan.name, points[plan.name], **place)
     axes.legend(frameon=False)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    names = {plan.name: "" if plan.family == "adaptive" else plan.name for plan in plans}
+    label(axes, [(Point(names[name], x, None, y, None), "#212529") for name, (x, y) in points.items()], 7)
+    save_png(figure, path)
 
 
 def best_of(points: Mapping[str, tuple[float, float]]) -> list[str]:
