@@ -60,6 +60,10 @@ RECIPES = {
     "reports/plan-teacher": "tinymusician quantize --model teacher --data WORK/tokens --max-mb 12 "
     "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare -o DIR, whose report that is; on the teacher as it "
     "was before its last hour",
+    "reports/one-pass": "tinymusician distill --teacher student --data WORK/tokens --layers 4 --guidance fixed:2 "
+    "--cross-entropy 0 --dropout 0 --loss forward-kl --batch 4 --seconds 20 --shortest 5 --learning-rate 1e-4 "
+    "--minutes 10 -o one-pass, with tokens of six of the 66 hours; then tinymusician evaluate --threads 1 "
+    "--models student,one-pass -o DIR, whose report that is",
     "reports/recovered": "tinymusician quantize --model student --data WORK/tokens --max-mb 4.2 "
     "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --recover 5 -o DIR, whose report that is",
     "reports/bench": "tinymusician bench -o assets/reports/bench",
