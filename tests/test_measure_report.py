@@ -95,13 +95,13 @@ def test_what_was_not_measured_is_named_and_not_drawn(tmp_path, monkeypatch):
 
 def test_names_of_points_at_one_place_do_not_cover_each_other(tmp_path, monkeypatch):
     boxes = []
-    label = plots._label
+    label = plots.label
 
     def listen(axes, shown):
         label(axes, shown)
         boxes.extend(text.get_window_extent(axes.figure.canvas.get_renderer()) for text in axes.texts)
 
-    monkeypatch.setattr(plots, "_label", listen)
+    monkeypatch.setattr(plots, "label", listen)
     scatter([(f"variant {i}", 10 + 0.1 * i, None, 2.0, None) for i in range(4)], "MB", "x", tmp_path / "p.png")
     assert len(boxes) == 4
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
