@@ -95,23 +95,6 @@ def test_a_model_plays_its_own_tokens(student):
         assert torch.equal(torch.from_numpy(clip.codes), codes)
 
 
-def test_a_large_model_is_tried_on_fewer_and_shorter_windows_and_timed_over_shorter_clips(student, tokens, monkeypatch):
-    timed = []
-    monkeypatch.setattr(workbench, "measured_step_s", lambda _, clip_s: timed.append(clip_s) or 0.01)
-    monkeypatch.setattr(workbench, "LARGE_S", 0.8)
-    shapes = []
-    for many in (workbench.MANY_WEIGHTS, 1):
-        monkeypatch.setattr(workbench, "MANY_WEIGHTS", many)
-        for data in (None, tokens):
-            drawn = workbench.Tokens.of(student, data)
-            shapes.append([part.codes.shape[::2] for part in (drawn.moments, drawn.judge, drawn.held_out)])
-        workbench.Workbench(student, "small", drawn, ["fp32", "fp16"])
-    assert shapes[:2] == [[(4, 12), (3, 12), (2, 12)]] * 2
-    assert shapes[2:] == [[(2, 20), (1, 20), (1, 20)]] * 2
-    assert sorted(set(timed)) == [workbench.CLIP_S, workbench.LARGE_CLIP_S]
-    assert timed == sorted(timed)
-
-
 @pytest.mark.parametrize("source", ["tiny_family", "tiny_musicgen"])
 def test_a_trial_leaves_no_trace_and_is_what_the_plan_does(request, source):
     folder = request.getfixturevalue(source)
