@@ -70,7 +70,8 @@ class Int4Linear(PackedLinear):
     def plain(self) -> tuple[Tensor, Tensor] | None:
         """Values int8 [O,I] and scales float32 [O] a row, for the kernels of a step; None for more than `FEW` weights.
 
-        On few weights the product over int8 is faster than this kernel, which has to take every byte apart. Rounding to int8 adds little to what 4 bits have rounded. Made at the first call, and kept.
+        On few weights the product over int8 is faster than this kernel, which has to take every byte apart. Rounding to
+        int8 adds little to what 4 bits have rounded. Made at the first call, and kept.
         """
         if self.in_features * self.out_features > FEW:
             return None
