@@ -38,6 +38,18 @@ def test_an_oscillator_is_a_pure_tone_of_its_pitch_however_that_lies_to_the_fram
     assert np.abs(wave - weights @ basis).max() < 1e-3 * UNIT
 
 
+def test_a_column_is_the_transform_of_the_windowed_sinusoid():
+    place, number = 99, 5
+    hz = 55 * 2 ** (place / 36)
+    turns = (np.arange(N_FFT) + number * HOP) * hz / RATE_HZ
+    window = torch.hann_window(N_FFT, dtype=torch.float64).numpy()
+    whole = np.fft.fft(window * np.exp(2j * np.pi * turns))[: N_FFT // 2 + 1] * UNIT / 2
+    bank = playing(place)
+    made = bank(torch.zeros(1, 1, 4), number)[0, 0].detach().numpy()
+    assert bank.silent_bins > 400
+    np.testing.assert_allclose(made, whole, atol=2e-5 * np.abs(whole).max(), rtol=0)
+
+
 def test_columns_go_on_where_earlier_ones_ended():
     bank, x = playing(10, 70), torch.zeros(1, 60, 4)
     whole = bank(x, 0)

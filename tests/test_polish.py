@@ -1,12 +1,20 @@
 """Polishing the codec: what the discriminators say, whose gradient goes where, and codes that keep their meaning."""
 
+import math
+
 import pytest
 import torch
 from tiny_codec import FRAME, small_codec, sound, work_folder
 
 from tinymusician_core.codec.spectral import SpectralCodec
 from tinymusician_core.pretrain import polish
-from tinymusician_core.pretrain.codec import as_told
+from tinymusician_core.pretrain.codec import (
+    CONVERGENCE_WEIGHT,
+    ENERGY_WEIGHT,
+    PITCH_WEIGHT,
+    SoundDistance,
+    as_told,
+)
 from tinymusician_core.pretrain.discriminator import (
     Discriminators,
     feature_distance,
@@ -15,6 +23,23 @@ from tinymusician_core.pretrain.discriminator import (
 )
 from tinymusician_core.pretrain.notes import PLAYERS
 from tinymusician_core.pretrain.polish import PolishTraining, polish_codec
+
+
+def test_energy_is_what_tiles_hold_wherever_in_them_it_lies():
+    distance, real = SoundDistance(32000), sound(20)
+    found = distance(real / 2, real)
+    assert float(found["energy"]) == pytest.approx(math.log(2), rel=1e-4)
+    other = distance(sound(20, seed=5), real)
+    assert float(other["energy"]) < 0.4 * float(other["mel"])
+    parts = other["mel"] + CONVERGENCE_WEIGHT * other["convergence"] + PITCH_WEIGHT * other["pitch"]
+    torch.testing.assert_close(other["sound"], parts + ENERGY_WEIGHT * other["energy"])
+
+
+def test_no_gradient_reaches_the_sound_that_is_compared_with():
+    made, real = sound(8).requires_grad_(), sound(8, seed=3).requires_grad_()
+    SoundDistance(32000)(made, real)["sound"].backward()
+    assert made.grad.abs().sum() > 0
+    assert real.grad is None
 
 
 @pytest.fixture
@@ -93,6 +118,7 @@ def test_judges_take_part_after_a_while_and_count_little_by_little():
     assert polish.heed_at(polish.JUDGED_FROM) == 0.0
     assert polish.heed_at(polish.JUDGED_FROM + polish.HEEDED_AFTER / 2) == pytest.approx(0.5)
     assert polish.heed_at(1.0) == 1.0
+    assert polish.heed_at(0.99, 1.0) is None
 
 
 def test_unheeded_judges_learn_and_change_nothing_that_the_decoder_learns():

@@ -39,18 +39,30 @@ class MelScales(nn.Module):
     def forward(self, made: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
         """Waves [B,1,N] -> (mean L1 of natural-log mel magnitudes, mean spectral convergence of linear
         magnitudes)."""
-        logs, linear = [], []
+        return self.compare(self.power(made), self.power(real))
+
+    def power(self, wave: Tensor) -> list[Tensor]:
+        """Wave [B,1,N] -> power spectrum [B,frames,bins] at each window length."""
+        found = []
         for n_fft, _ in SCALES:
-            window, bank = getattr(self, f"window{n_fft}"), getattr(self, f"bank{n_fft}")
-            both = torch.stft(
-                torch.cat([made, real])[:, 0].float(), n_fft, n_fft // 4, window=window, return_complex=True
-            )
-            magnitude = (both.real**2 + both.imag**2).clamp_min(1e-10).sqrt()
-            a, b = (magnitude.transpose(1, 2).float() @ bank).chunk(2)
-            logs.append((a.clamp_min(1e-4).log() - b.clamp_min(1e-4).log()).abs().mean())
-            x, y = magnitude.chunk(2)
+            window = getattr(self, f"window{n_fft}")
+            spectrum = torch.stft(wave[:, 0].float(), n_fft, n_fft // 4, window=window, return_complex=True)
+            found.append((spectrum.real**2 + spectrum.imag**2).clamp_min(1e-10).transpose(1, 2))
+        return found
+
+    def compare(self, made: list[Tensor], real: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, of two sounds' `power`."""
+        logs, linear = [], []
+        for (n_fft, _), x, y in zip(SCALES, made, real, strict=True):
+            x, y = x.sqrt(), y.sqrt()
+            a, b = ((m @ self.bank(n_fft)).clamp_min(1e-4).log() for m in (x, y))
+            logs.append((a - b).abs().mean())
             linear.append(torch.linalg.vector_norm(x - y) / torch.linalg.vector_norm(y).clamp_min(1e-3))
         return torch.stack(logs).mean(), torch.stack(linear).mean()
+
+    def bank(self, n_fft: int) -> Tensor:
+        """The mel filters [bins,mels] for windows of `n_fft` samples."""
+        return getattr(self, f"bank{n_fft}")
 
 
 @torch.inference_mode()

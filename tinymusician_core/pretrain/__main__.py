@@ -51,6 +51,11 @@ OPTIONS = {
         "help": "an earlier teacher, in training or published, whose vocabulary may be smaller, or an earlier codec's "
         "model",
     },
+    "pieces": {"type": int, "help": "of the training split, from the first (default %(default)d)"},
+    "judged_from": {
+        "type": float,
+        "help": "the share of the minutes after which the discriminators take part; 1 for never (default %(default)g)",
+    },
     "batch": {"type": int, "help": "windows a step (default %(default)d)"},
 }
 
@@ -82,11 +87,18 @@ def codec(work: Path, minutes: float = 60, start_from: Path | None = None, devic
     train_codec(work, minutes, device=device, start_from=start_from)
 
 
-def polish(work: Path, minutes: float = 300, learning_rate: float = 1e-3, device: str = "cpu") -> None:
+def polish(
+    work: Path,
+    minutes: float = 300,
+    learning_rate: float = 1e-3,
+    pieces: int = 1000,
+    judged_from: float = 0.2,
+    device: str = "cpu",
+) -> None:
     """Train the codec's decoder on against discriminators; codes keep their meaning."""
     from tinymusician_core.pretrain.polish import polish_codec
 
-    polish_codec(work, minutes, learning_rate, device=device)
+    polish_codec(work, minutes, learning_rate, pieces, judged_from, device=device)
 
 
 def hear(work: Path, minutes: float = 15, device: str = "cpu") -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tinymusician_core.codec.pitch import PitchSpectrum
 from tinymusician_core.codec.spectral import (
@@ -21,7 +22,7 @@ from tinymusician_core.codec.spectral import (
     count_ages,
     nearest,
 )
-from tinymusician_core.evaluate.fidelity import MelScales
+from tinymusician_core.evaluate.fidelity import SCALES, MelScales
 from tinymusician_core.pretrain.notes import AGES, PLAYERS, Companies, melody_groups, vocabulary
 from tinymusician_core.pretrain.pieces import read_audio, read_pieces, read_plan
 from tinymusician_core.pretrain.quantizer import MovingCodebook
@@ -31,7 +32,9 @@ from tinymusician_core.training import Trainer, TrainSettings
 CONFIG = SpectralConfig(harmony_dim=32, note_blocks=2, note_ages=AGES, players_dim=32)
 FLOAT_STEPS = 250
 NOTE_SPREAD = 0.5  # of the entries of melody and harmony, at the start
-NOTES_WEIGHT, COMMIT_WEIGHT, CONVERGENCE_WEIGHT, PITCH_WEIGHT = 0.2, 0.1, 0.5, 0.5
+NOTES_WEIGHT, COMMIT_WEIGHT = 0.2, 0.1
+CONVERGENCE_WEIGHT, PITCH_WEIGHT, ENERGY_WEIGHT = 0.5, 2.0, 1.0
+TILE_SCALES, TILE_SAMPLES, TILE_BANDS, TILE_FLOOR = (512, 2048), 2048, 4, 1e-8
 PITCH_FLOOR = -1.5  # log magnitude, 60 dB below a partial of amplitude 0.1: what is softer does not count
 TOLD_SHARE = 0.5  # of the windows: the decoder gets the notes as they are written, else as the encoder hears them
 STACKS = tuple(
@@ -127,8 +130,9 @@ def as_told(heard: Tensor, notes: Tensor, rng: torch.Generator) -> Tensor:
 
 
 class SoundDistance(nn.Module):
-    """How far made sound is from real sound: mel spectra at several window lengths, and a spectrum by pitch, whose
-    window is long enough to tell the notes of a low chord apart."""
+    """How far made sound is from real sound: mel spectra at several window lengths, a spectrum by pitch, whose window
+    is long enough to tell the notes of a low chord apart, and how much energy lies in each tile of time and frequency:
+    where details cannot be known, the likeliest of them are softer than the sound is."""
 
     def __init__(self, sample_rate_hz: int) -> None:
         super().__init__()
@@ -136,12 +140,30 @@ class SoundDistance(nn.Module):
         self.pitches = PitchSpectrum(sample_rate_hz, CONFIG.pitch_fft, SAMPLES_PER_FRAME)
 
     def forward(self, made: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """Waves [B,1,N] -> `sound`, and the parts that it is made of."""
-        mel, convergence = self.mel(made, real)
-        a, b = (self.pitches(wave[:, 0]).clamp_min(PITCH_FLOOR) for wave in (made.float(), real))
-        pitch = (a - b).abs().mean()
-        sound = mel + CONVERGENCE_WEIGHT * convergence + PITCH_WEIGHT * pitch
-        return {"sound": sound, "mel": mel, "convergence": convergence, "pitch": pitch}
+        """Waves [B,1,N] -> `sound`, and the parts that it is made of. No gradient reaches what is real."""
+        with torch.no_grad():
+            power_there, pitch_there = self._seen(real)
+        power, pitch = self._seen(made)
+        mel, convergence = self.mel.compare(power, power_there)
+        pitch = (pitch - pitch_there).abs().mean()
+        tiles = zip(self._tiles(power), self._tiles(power_there), strict=True)
+        energy = torch.stack([(a - b).abs().mean() for a, b in tiles]).mean()
+        sound = mel + CONVERGENCE_WEIGHT * convergence + PITCH_WEIGHT * pitch + ENERGY_WEIGHT * energy
+        return {"sound": sound, "mel": mel, "convergence": convergence, "pitch": pitch, "energy": energy}
+
+    def _seen(self, wave: Tensor) -> tuple[list[Tensor], Tensor]:
+        return self.mel.power(wave), self.pitches(wave[:, 0].float()).clamp_min(PITCH_FLOOR)
+
+    def _tiles(self, power: list[Tensor]) -> list[Tensor]:
+        """Half the log power in tiles of `TILE_SAMPLES` by `TILE_BANDS`, which overlap by half, at `TILE_SCALES`."""
+        found = []
+        for (n_fft, _), spectrum in zip(SCALES, power, strict=True):
+            if n_fft in TILE_SCALES:
+                columns = TILE_SAMPLES * 4 // n_fft
+                size, step = (columns, TILE_BANDS), (columns // 2, TILE_BANDS // 2)
+                tiles = F.avg_pool2d((spectrum @ self.mel.bank(n_fft))[:, None], size, step)
+                found.append(tiles.clamp_min(TILE_FLOOR).log() / 2)
+        return found
 
 
 class CodecTraining(nn.Module):

@@ -73,17 +73,24 @@ def to_polish(folder: Path) -> SpectralCodec:
     return richer
 
 
-def heed_at(spent: float) -> float | None:
+def heed_at(spent: float, judged_from: float = JUDGED_FROM) -> float | None:
     """How much the discriminators count when a share of the budget is spent; None while they take no part."""
-    if spent < JUDGED_FROM:
+    if spent < judged_from:
         return None
-    return min(1.0, (spent - JUDGED_FROM) / HEEDED_AFTER)
+    return min(1.0, (spent - judged_from) / HEEDED_AFTER)
 
 
 def polish_codec(
-    work: Path, minutes: float, learning_rate: float = 1e-3, pieces: int = 1000, batch: int = 8, device: str = "cpu"
+    work: Path,
+    minutes: float,
+    learning_rate: float = 1e-3,
+    pieces: int = 1000,
+    judged_from: float = JUDGED_FROM,
+    batch: int = 8,
+    device: str = "cpu",
 ) -> None:
-    """Train (or go on training) in `work/polish` from the codec in `work/codec/model`; writes `work/polish/model`."""
+    """Train (or go on training) in `work/polish` from the codec in `work/codec/model`, on so many pieces; writes
+    `work/polish/model`. The discriminators take part from a share of the budget on, with 1.0 never."""
     codec = to_polish(work / "codec" / "model")
     codec.encoder.to(device)
     torch.manual_seed(0)
@@ -111,7 +118,7 @@ def polish_codec(
         codes = codec.encode(audio).clone()
         codes[:, :NOTES] = as_told(codes[:, :NOTES], notes, rng)
         alone = (torch.rand(batch, generator=rng) < ALONE_SHARE).to(device)
-        return model(audio, codes, heed_at(spent), alone)
+        return model(audio, codes, heed_at(spent, judged_from), alone)
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
