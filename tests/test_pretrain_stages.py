@@ -19,6 +19,7 @@ CALLED = {
     "listener": "listener.train_listener",
     "figures": "figures.print_figures",
     "publish": "publish.publish_teacher",
+    "publish-codec": "publish.publish_codec",
     "publish-listener": "listener.publish_listener",
     "held-out": "held_out.build_held_out",
 }

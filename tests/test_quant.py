@@ -10,7 +10,7 @@ from torch import nn
 
 import tinymusician_core as tm
 from tinymusician_core.codec.spectral import SpectralCodec, SpectralEncoder
-from tinymusician_core.pretrain.publish import publish_quantized
+from tinymusician_core.pretrain.publish import publish_codec, publish_quantized
 from tinymusician_core.quant import apply, loading
 from tinymusician_core.quant.apply import apply_plan, quantize
 from tinymusician_core.quant.plan import PRESETS, Plan, packable, preset
@@ -221,6 +221,25 @@ def test_a_published_one_reads_the_encoder_of_its_family(tiny_family, tmp_path):
         tm.load(models / "quantized")
     with pytest.raises(ValueError, match="another codec"):
         publish_quantized(tmp_path / "q", tmp_path)
+
+
+def test_a_codec_that_was_trained_on_is_published_beside_its_family(tiny_family, tmp_path):
+    models = tmp_path / "assets" / "models"
+    shutil.copytree(tiny_family, models)
+    before = tm.load(models / "student")
+    codec = before.codec
+    with torch.no_grad():
+        codec.decoder.magnitude.bias.add_(0.5)
+    codec.save(tmp_path / "polish" / "model")
+    publish_codec(tmp_path, tmp_path / "assets")
+    for name in ("teacher", "student"):
+        after = tm.load(models / name)
+        assert torch.equal(after.codec.decoder.magnitude.bias, codec.decoder.magnitude.bias.half().float())
+    with torch.no_grad():
+        codec.decoder.score_codebook.weight.add_(0.5)
+    codec.save(tmp_path / "polish" / "model")
+    with pytest.raises(ValueError, match="other codebooks"):
+        publish_codec(tmp_path, tmp_path / "assets")
 
 
 def test_a_codec_without_an_encoder_is_quantized_without_one(student, tmp_path):

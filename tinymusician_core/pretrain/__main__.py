@@ -157,6 +157,13 @@ def publish(work: Path, assets: Path) -> None:
     publish_teacher(work, assets)
 
 
+def publish_codec(work: Path, assets: Path) -> None:
+    """Put a codec whose training went on into assets, beside the teacher and the student that are there."""
+    from tinymusician_core.pretrain.publish import publish_codec
+
+    publish_codec(work, assets)
+
+
 def publish_student(student: Path, assets: Path) -> None:
     """Write a distilled student into assets."""
     from tinymusician_core.pretrain.publish import publish_student
@@ -204,6 +211,7 @@ STAGES = (
     listener,
     figures,
     publish,
+    publish_codec,
     publish_student,
     publish_quantized,
     publish_listener,

@@ -36,7 +36,11 @@ RECIPES = {
     "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 27 --start-from CODEC, which had "
     "been trained for 24 and then 30 minutes with fewer written codebooks; then polish --minutes 14, and that one, its "
     "silent oscillators taken out, as WORK/codec/model again: polish --minutes 48, then on with --minutes 80, both on "
-    "1,000 pieces; then, in another WORK with audio --hours 35 and that codec as codec/model, hear --minutes 9",
+    "1,000 pieces; then, in another WORK with audio --hours 35 and that codec as codec/model, hear --minutes 9; then, "
+    "in a WORK with that one as codec/model and half of audio --hours 66, by hand what polish --judged-from 1 "
+    "--learning-rate 4e-4 does: 12 minutes on the 1,000 pieces, and from there two runs of 22 minutes, on half of the "
+    "3,282 pieces each and with three windows of four from those not among the 1,000, the mean of whose weights it is; "
+    "then publish-codec",
     "models/text": TEACHER,
     "models/teacher": TEACHER,
     "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 4 "
@@ -44,8 +48,8 @@ RECIPES = {
     "--hours 35; then, on the teacher as it is and tokens of audio --hours 20, the same with --minutes 25 --start-from "
     "that one; then python -m tinymusician_core.pretrain publish-student --student STUDENT",
     "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens --max-mb 5.8 "
-    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare -o QUANTIZED; then python -m "
-    "tinymusician_core.pretrain publish-quantized --quantized QUANTIZED",
+    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare --recover 6 -o QUANTIZED, with tokens of six of "
+    "the 66 hours; then python -m tinymusician_core.pretrain publish-quantized --quantized QUANTIZED",
     "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, then publish-listener; "
     "the pieces weighted as models/README.md says, by hand",
     "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
@@ -63,7 +67,7 @@ RECIPES = {
     "reports/one-pass": "tinymusician distill --teacher student --data WORK/tokens --layers 4 --guidance fixed:2 "
     "--cross-entropy 0 --dropout 0 --loss forward-kl --batch 4 --seconds 20 --shortest 5 --learning-rate 1e-4 "
     "--minutes 10 -o one-pass, with tokens of six of the 66 hours; then tinymusician evaluate --threads 1 "
-    "--models student,one-pass -o DIR, whose report that is",
+    "--models student,one-pass -o DIR, whose report that is, with the codec as it was before its last training",
     "reports/recovered": "tinymusician quantize --model student --data WORK/tokens --max-mb 4.2 "
     "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --recover 5 -o DIR, whose report that is",
     "reports/bench": "tinymusician bench -o assets/reports/bench",
@@ -94,6 +98,30 @@ def publish_teacher(work: Path, assets: Path) -> None:
     state |= {f"enc_to_dec_proj.{k}": v for k, v in model.enc_to_dec_proj.state_dict().items()}
     shape = model.config.decoder_config().to_dict()
     save_family(models / "teacher", "teacher", shape, state, dtype=torch.float32, window_s=LONGEST_S, cfg=CFG)
+
+
+def publish_codec(work: Path, assets: Path) -> None:
+    """Put a codec that was trained on into `assets/models`, for the teacher and the student that are there: its codes
+    mean what they did. A quantized student has a codec of its own, and must be made anew.
+
+    Raises:
+        ValueError: it has other codebooks.
+    """
+    models, source = assets / "models", finished_codec(work)
+    ours, theirs = (_codebooks(folder) for folder in (source, models / "codec"))
+    if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
+        raise ValueError(f"{source} has other codebooks than {models / 'codec'}, whose codes the models there make")
+    shutil.copytree(source, models / "codec", dirs_exist_ok=True)
+    for folder in (models / "teacher", models / "student"):
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        shared = [name for name in config["files"] if name.startswith(f"{config['codec']}/")]
+        config["files"] |= {name: sha256_of(folder / name) for name in shared}
+        with whole_file(folder / "config.json") as partial:
+            partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _codebooks(codec: Path) -> dict[str, torch.Tensor]:
+    return {name: table for name, table in load_file(codec / "decoder.safetensors").items() if "codebook" in name}
 
 
 def publish_student(student: Path, assets: Path) -> None:
