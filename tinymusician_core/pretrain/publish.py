@@ -69,7 +69,8 @@ RECIPES = {
     "--minutes 10 -o one-pass, with tokens of six of the 66 hours; then tinymusician evaluate --threads 1 "
     "--models student,one-pass -o DIR, whose report that is, with the codec as it was before its last training",
     "reports/recovered": "tinymusician quantize --model student --data WORK/tokens --max-mb 4.2 "
-    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --recover 5 -o DIR, whose report that is",
+    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --recover 5 -o DIR, whose report that is, with the codec as it "
+    "was before its last training",
     "reports/bench": "tinymusician bench -o assets/reports/bench",
     "reports/bench-again": "the same command as reports/bench, some minutes later",
 }
