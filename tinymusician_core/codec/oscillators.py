@@ -41,7 +41,7 @@ class Oscillators(nn.Module):
         columns = (columns * alternating)[:, : columns.shape[1] - self.silent_bins]
         self.register_buffer("columns", columns.float().contiguous(), persistent=False)
         self.turns = tuple((hz * hop / sample_rate_hz).tolist())  # of each from one column to the next
-        self.start = tuple((hz * n_fft / 2 / sample_rate_hz).tolist())  # of each at the middle of the first column
+        self.middle = n_fft / 2 / hop  # of a column, in columns from where it starts
         self.loudness, self.direction = Linear(dim, count), Linear(dim, 2 * count)
         for weight in (self.loudness.weight, self.direction.weight):
             nn.init.zeros_(weight)
@@ -55,8 +55,8 @@ class Oscillators(nn.Module):
         size = torch.view_as_complex(self.direction(x).float().unflatten(-1, (-1, 2)).contiguous())
         size = size * self.loudness(x).float().clamp(max=LOUD).exp()
         number = torch.arange(first, first + x.shape[1], dtype=torch.float64, device=x.device)
-        turns, start = (torch.tensor(t, dtype=torch.float64, device=x.device) for t in (self.turns, self.start))
-        angle = (2 * torch.pi * (start + number[:, None] * turns).frac()).float()
+        turns = torch.tensor(self.turns, dtype=torch.float64, device=x.device)
+        angle = (2 * torch.pi * ((number[:, None] + self.middle) * turns).frac()).float()
         size = size * torch.polar(torch.ones_like(angle), angle)
         bins = F.pad(torch.stack([size.real, size.imag]) @ self.columns, (0, self.silent_bins))
         return torch.complex(*bins)
