@@ -1,5 +1,7 @@
 """How the listener is trained, on a toy folder, and how its right answers are counted."""
 
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -8,14 +10,16 @@ from listening import RATE, make_piece, tone
 from scipy.stats import binomtest
 
 from tinymusician_core.codec.spectral import SpectralCodec, SpectralConfig, SpectralEncoder
-from tinymusician_core.evaluate.listener import HEADS, Listener
-from tinymusician_core.evaluate.listener_net import ListenerConfig
-from tinymusician_core.evaluate.spectra import BINS_PER_SEMITONE, PITCH_HOP, pitch_frames
+from tinymusician_core.evaluate.listener import HEADS, Listener, save_listener
+from tinymusician_core.evaluate.listener_net import ListenerConfig, ListenerNet
+from tinymusician_core.evaluate.spectra import BINS_PER_SEMITONE, PITCH_HOP, mel_bank, pitch_frames
 from tinymusician_core.pretrain.accompany import LEAD, Note, Track
 from tinymusician_core.pretrain.listener import class_weights, judge, publish_listener, train_listener
 from tinymusician_core.pretrain.listener_accuracy import accuracy, wilson
 from tinymusician_core.pretrain.listener_data import ListenerData, build_spectra
 from tinymusician_core.pretrain.pieces import write_plan
+
+TINY = ListenerConfig(rhythm_dim=16, rhythm_blocks=2, period_dim=8, pitch_dim=6, chroma_dim=8, chroma_blocks=1)
 
 # Counting
 
@@ -92,6 +96,41 @@ def test_a_transposition_moves_sound_tonic_and_notes_alike(work):
     assert (moved.chroma.sum(2).argmax(1)).tolist() == ((windows.chroma.sum(2).argmax(1) + 3) % 12).tolist()
 
 
+def test_bands_are_turned_alike_in_both_spectra_and_never_in_time(work):
+    windows = ListenerData(work, "train").gather([(0, 0), (5, 3), (10, 20)], 5 * RATE)
+    turned = windows.equalized(torch.Generator().manual_seed(3))
+    mel, pitch = turned.seen.mel - windows.seen.mel, turned.seen.pitch - windows.seen.pitch
+    for gain in (mel, pitch):
+        assert torch.allclose(gain, gain[:, :1].expand_as(gain), atol=1e-4)
+        assert gain[0].sub(gain[1]).abs().max() > 0.1
+    hertz = torch.linspace(0, RATE / 2, 1025)
+    band = int((mel_bank()[hertz.sub(440).abs().argmin()]).argmax())
+    a4 = (69 - 36) * BINS_PER_SEMITONE
+    assert torch.allclose(mel[:, 0, band], pitch[:, 0, a4], atol=0.1), "what is 440 Hz in one is so in the other"
+    assert torch.equal(turned.chroma, windows.chroma)
+
+
+def test_held_bands_stand_still_and_keep_their_mean(work):
+    windows = ListenerData(work, "train").gather([(0, 0)] * 40, 5 * RATE)
+    held = windows.held(torch.Generator().manual_seed(3)).seen.mel
+    still = (held == held[:, :1]).all(1)
+    assert 5 <= still.any(1).sum() <= 35
+    assert still.sum(1).max() <= 0.4 * held.shape[2]
+    assert torch.allclose(held.mean(1), windows.seen.mel.mean(1), atol=1e-4)
+    assert torch.equal(held.transpose(1, 2)[~still], windows.seen.mel.transpose(1, 2)[~still])
+
+
+def test_a_listener_may_start_from_an_earlier_one(work, tmp_path):
+    earlier = ListenerNet(TINY, {head: len(classes) for head, classes in HEADS.items()})
+    save_listener(tmp_path / "earlier", earlier, {})
+    copied = tmp_path / "work"
+    shutil.copytree(work, copied, ignore=shutil.ignore_patterns("model", "checkpoint.pt", "log.jsonl"))
+    train_listener(copied, steps=1, batch=2, learning_rate=1e-9, start_from=tmp_path / "earlier", config=TINY)
+    made = Listener.from_folder(copied / "listener" / "model").net.state_dict()
+    for name, value in earlier.state_dict().items():
+        assert torch.allclose(made[name], value, atol=1e-3), name
+
+
 def test_chroma_says_what_sounds_in_the_pitch_frame(work):
     windows = ListenerData(work, "train").gather([(0, 0), (5, 3), (10, 20)], 5 * RATE)
     loudest = windows.seen.pitch[:, ::2].argmax(2) // BINS_PER_SEMITONE % 12
@@ -112,8 +151,7 @@ def test_windows_follow_one_another_and_batches_follow_their_seed(work):
 
 
 def test_training_learns_and_publishing_measures(work, tmp_path):
-    config = ListenerConfig(rhythm_dim=16, rhythm_blocks=2, period_dim=8, pitch_dim=6, chroma_dim=8, chroma_blocks=1)
-    train_listener(work, steps=60, batch=8, config=config)
+    train_listener(work, steps=60, batch=8, config=TINY)
     listener = Listener.from_folder(work / "listener" / "model")
     assert listener.accuracy == {}
     reached = judge(listener.net, ListenerData(work, "validation"))

@@ -1,6 +1,7 @@
 """From a plan of pieces to tokens, in shards, with what is killed, cut short or hangs on the way."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 from types import SimpleNamespace
@@ -255,6 +256,21 @@ def test_tokens_of_pieces_that_were_not_rendered_are_refused(work):
     audio_path(work, read_plan(work)[0]).unlink()
     with pytest.raises(ValueError, match="1 of 4 pieces have not been rendered; run the audio stage first"):
         encode.build_tokens(work)
+
+
+def test_tokens_of_unheard_pieces_are_their_notes_where_they_are_welcome(work):
+    encode.build_tokens(work)
+    whole = TokenDataset(work / "tokens", "train")
+    shutil.rmtree(work / "codes")
+    unheard = next(p for p in read_plan(work) if p.split == "train")
+    audio_path(work, unheard).unlink()
+    encode.build_tokens(work, unheard=True)
+    data = TokenDataset(work / "tokens", "train")
+    assert data.records == whole.records
+    for index, record in enumerate(data.records):
+        clip, heard = data.clip(index), record["id"] != unheard.id
+        assert torch.equal(clip[:NOTES], whole.clip(index)[:NOTES])
+        assert torch.equal(clip[NOTES:], whole.clip(index)[NOTES:] if heard else torch.full_like(clip[NOTES:], -1))
 
 
 def test_a_split_without_pieces_is_named(work):

@@ -48,13 +48,17 @@ OPTIONS = {
     "learning_rate": {"type": float, "help": "after the warm-up (default %(default)g)"},
     "start_from": {
         "type": Path,
-        "help": "an earlier teacher, in training or published, whose vocabulary may be smaller, or an earlier codec's "
-        "model",
+        "help": "an earlier teacher, in training or published, whose vocabulary may be smaller, or the model of an "
+        "earlier codec or listener",
     },
     "pieces": {"type": int, "help": "of the training split, from the first (default %(default)d)"},
     "judged_from": {
         "type": float,
         "help": "the share of the minutes after which the discriminators take part; 1 for never (default %(default)g)",
+    },
+    "unheard": {
+        "action": "store_true",
+        "help": "pieces that have not been rendered are welcome: they become tokens of their notes alone",
     },
     "batch": {"type": int, "help": "windows a step (default %(default)d)"},
 }
@@ -115,11 +119,11 @@ def notes(work: Path) -> None:
     write_notes(work)
 
 
-def tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu") -> None:
+def tokens(work: Path, shard: tuple[int, int] = (1, 1), unheard: bool = False, device: str = "cpu") -> None:
     """Encode the audio with the codec."""
     from tinymusician_core.pretrain.encode import build_tokens
 
-    build_tokens(work, shard, device)
+    build_tokens(work, shard, unheard, device)
 
 
 def teacher(
@@ -136,11 +140,11 @@ def teacher(
     train_teacher(work, minutes, batch, learning_rate, device, start_from)
 
 
-def listener(work: Path, minutes: float = 60) -> None:
+def listener(work: Path, minutes: float = 60, learning_rate: float = 2e-3, start_from: Path | None = None) -> None:
     """Train the listener that evaluation judges with on the audio."""
     from tinymusician_core.pretrain.listener import train_listener
 
-    train_listener(work, minutes)
+    train_listener(work, minutes, learning_rate=learning_rate, start_from=start_from)
 
 
 def figures(work: Path) -> None:

@@ -73,21 +73,23 @@ def write_notes(work: Path) -> None:
     of the sound: enough for a teacher to begin with."""
     plan = read_plan(work)
     known = vocabulary(work, plan, CONFIG.codebook_size)
-
-    def codes_of(piece: Piece) -> np.ndarray:
-        codes = np.full((CONFIG.codebooks, piece.music_frames), -1, np.int16)
-        codes[:NOTES] = known.codes(piece)[:, : piece.music_frames]
-        return codes
-
-    merge(work, plan, codes_of)
+    merge(work, plan, lambda piece: notes_alone(known, piece))
 
 
-def build_tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu") -> None:
+def notes_alone(known: Vocabulary, piece: Piece) -> np.ndarray:
+    """Codes int16 [K,T] of a piece that nobody has heard: -1 for those of the sound."""
+    codes = np.full((CONFIG.codebooks, piece.music_frames), -1, np.int16)
+    codes[:NOTES] = known.codes(piece)[:, : piece.music_frames]
+    return codes
+
+
+def build_tokens(work: Path, shard: tuple[int, int] = (1, 1), unheard: bool = False, device: str = "cpu") -> None:
     """Encode the pieces of this shard with the trained codec into `work/codes`; the shard that leaves none missing
-    writes `work/tokens`.
+    writes `work/tokens`, in which pieces that have not been rendered have the codes of their notes alone where
+    `unheard` ones are welcome.
 
     Raises:
-        ValueError: pieces of the shard that have not been rendered.
+        ValueError: pieces of the shard that have not been rendered, and are not welcome.
     """
     codec = SpectralCodec.from_folder(work / "codec" / "model")
     codec.encoder.to(device)
@@ -98,10 +100,11 @@ def build_tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [p for p in plan if not failure_path(work, p).exists()]
     mine = of_shard(pieces, shard)
-    unheard = sum(not audio_path(work, p).exists() for p in mine)
-    if unheard:
-        raise ValueError(f"{unheard} of {len(mine)} pieces have not been rendered; run the audio stage first")
-    missing = [p for p in mine if not (folder / f"{p.id}.npy").exists()]
+    rendered = [p for p in mine if audio_path(work, p).exists()]
+    if len(rendered) < len(mine) and not unheard:
+        silent = len(mine) - len(rendered)
+        raise ValueError(f"{silent} of {len(mine)} pieces have not been rendered; run the audio stage first")
+    missing = [p for p in rendered if not (folder / f"{p.id}.npy").exists()]
     name, began = f"tokens {shard[0]}/{shard[1]}", time.monotonic()
     for done, piece in enumerate(missing, 1):
         with whole_file(folder / f"{piece.id}.npy") as partial:
@@ -109,8 +112,14 @@ def build_tokens(work: Path, shard: tuple[int, int] = (1, 1), device: str = "cpu
         if done % EVERY == 0:
             left_s = (time.monotonic() - began) / done * (len(missing) - done)
             print(f"{name}: {done}/{len(missing)} pieces, {left_s:.0f} s to go", flush=True)
-    left = sum(not (folder / f"{p.id}.npy").exists() for p in pieces)
+    waiting = [p for p in pieces if audio_path(work, p).exists() or not unheard]
+    left = sum(not (folder / f"{p.id}.npy").exists() for p in waiting)
     if left:
         print(f"{name}: done; {left} pieces are left to other shards, the last of which writes the tokens", flush=True)
     else:
-        merge(work, pieces, lambda piece: np.load(folder / f"{piece.id}.npy"))
+        heard = {p.id for p in waiting}
+
+        def codes_of(piece: Piece) -> np.ndarray:
+            return np.load(folder / f"{piece.id}.npy") if piece.id in heard else notes_alone(known, piece)
+
+        merge(work, pieces, codes_of)

@@ -97,15 +97,21 @@ def train_listener(
     minutes: float | None = None,
     steps: int | None = None,
     batch: int = 32,
+    learning_rate: float = 2e-3,
+    start_from: Path | None = None,
     config: ListenerConfig = DEFAULT,
 ) -> None:
     """Train on the windows of the training tunes for so many minutes or steps, over all resumed runs, and write
-    `work/listener/model`, whose accuracy is still empty: `publish_listener` measures it."""
+    `work/listener/model`, whose accuracy is still empty: `publish_listener` measures it. A new one may start from an
+    earlier one's weights (a folder that `Listener.from_folder` reads)."""
     build_spectra(work)
     train, held_out = ListenerData(work, "train"), ListenerData(work, "validation")
+    torch.manual_seed(0)
     model = ListenerTraining(config, {head: train.shares(head) for head in HEADS})
+    if start_from is not None:
+        model.net.load_state_dict(Listener.from_folder(start_from).net.state_dict())
     settings = TrainSettings(
-        2e-3,
+        learning_rate,
         minutes,
         steps,
         warm_up_steps=50,

@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,18 @@ from torch import Tensor
 from tinymusician_core.evaluate.listener import HEADS, WINDOW_S
 from tinymusician_core.evaluate.spectra import (
     BINS_PER_SEMITONE,
+    LOWEST_PITCH,
+    MEL_FFT,
     MEL_HOP,
+    MEL_LOW_HZ,
+    MELS,
+    PITCH_BINS,
     PITCH_FFT,
     PITCH_HOP,
     SAMPLE_RATE_HZ,
     SILENCE,
     Spectra,
+    mel_bank,
     mel_frames,
     pitch_frames,
     spectra,
@@ -34,6 +41,8 @@ from tinymusician_core.tokens import SPLITS
 
 MEL_PER_PITCH = PITCH_HOP // MEL_HOP
 TRANSPOSITIONS = 5
+EQUALIZER_DB = 4.0  # standard deviation of the gain at each of its knots, an octave apart
+HELD_SHARE, HELD_AT_MOST = 0.5, 0.4  # of the windows, and of their mel bands
 BATCH = 16
 
 
@@ -83,6 +92,15 @@ def sounding(piece: Piece) -> np.ndarray:
     return roll
 
 
+@cache
+def octaves() -> tuple[Tensor, Tensor]:
+    """How many octaves above 40 Hz each mel band [MELS] and each bin of the pitch spectra [PITCH_BINS] is centred."""
+    hertz = torch.linspace(0, SAMPLE_RATE_HZ / 2, MEL_FFT // 2 + 1)
+    mel = (hertz @ mel_bank()) / mel_bank().sum(0)
+    pitch = 440 * 2 ** ((LOWEST_PITCH - 69 + torch.arange(PITCH_BINS) / BINS_PER_SEMITONE) / 12)
+    return torch.log2(mel / MEL_LOW_HZ), torch.log2(pitch / MEL_LOW_HZ)
+
+
 @dataclass(frozen=True)
 class Windows:
     """Windows of one length: spectra, class indices head -> int64 [B], tonics int64 [B], and how much of the time each
@@ -101,6 +119,31 @@ class Windows:
         pitch[:, :, edge] = float(np.log(SILENCE))
         tonic, chroma = (self.tonic + semitones) % 12, self.chroma.roll(semitones, 1)
         return Windows(Spectra(self.seen.mel, pitch), self.classes, tonic, chroma)
+
+    def equalized(self, rng: torch.Generator) -> Windows:
+        """The bands of each window turned up and down by a curve of its own, as a mixing desk does."""
+        knots = int(octaves()[0].max()) + 2
+        gains = torch.randn(len(self.tonic), knots, generator=rng) * EQUALIZER_DB * np.log(10) / 10
+
+        def turned(log_power: Tensor, at: Tensor) -> Tensor:
+            below = at.floor().clamp(0, knots - 2).long()
+            curve = torch.lerp(gains[:, below], gains[:, below + 1], (at - below).clamp(0, 1))
+            return log_power + curve[:, None]
+
+        mel, pitch = (turned(x, at) for x, at in zip((self.seen.mel, self.seen.pitch), octaves(), strict=True))
+        return replace(self, seen=Spectra(mel, pitch))
+
+    def held(self, rng: torch.Generator) -> Windows:
+        """In some of the windows a run of mel bands held at its mean over time, so that no band alone tells the time
+        (SpecAugment, Park et al. 2019, arXiv 1904.08779, masks them to zero)."""
+        batch = len(self.tonic)
+        chosen, wide, at = torch.rand(3, batch, 1, generator=rng)
+        wide = wide * HELD_AT_MOST * (chosen < HELD_SHARE) * MELS
+        first = at * (MELS - wide)
+        band = torch.arange(MELS)
+        mask = (band >= first) & (band < first + wide)
+        mel = self.seen.mel
+        return replace(self, seen=Spectra(torch.where(mask[:, None], mel.mean(1, keepdim=True), mel), self.seen.pitch))
 
 
 class ListenerData:
@@ -145,7 +188,8 @@ class ListenerData:
         return Windows(seen, classes, tonic, torch.from_numpy(chroma))
 
     def batch(self, rng: torch.Generator, size: int, seconds: float) -> Windows:
-        """Random windows of random pieces that are long enough, all transposed by one random interval."""
+        """Random windows of random pieces that are long enough, all transposed by one random interval, each with its
+        bands turned up and down, some of them held."""
         samples = round(seconds * SAMPLE_RATE_HZ)
         rows = (self.samples - samples) // PITCH_HOP + 1
         fit = np.flatnonzero(rows > 0)
@@ -157,7 +201,7 @@ class ListenerData:
         draws = torch.rand(size, generator=rng).numpy()
         windows = self.gather([(i, int(d * rows[i])) for i, d in zip(chosen, draws, strict=True)], samples)
         by = int(torch.randint(-TRANSPOSITIONS, TRANSPOSITIONS + 1, (), generator=rng))
-        return windows.transposed(by)
+        return windows.transposed(by).equalized(rng).held(rng)
 
     def places(self, seconds: float = WINDOW_S) -> list[tuple[int, int]]:
         """Every window that evaluation judges, as (piece, first pitch frame): one after another from the beginning."""
