@@ -257,6 +257,10 @@ def test_costs_are_measured_once_and_kept(student, monkeypatch):
     monkeypatch.setattr(cost, "measure", lambda *_: pytest.fail("measured again"))
     assert table.call_s("decoder.layers.1.qkv", "int8") == first
     assert cost.CostTable(student).call_s("decoder.layers.0.qkv", "int8") == first
+    other = cost.Cost(12.5, 1, False)
+    monkeypatch.setattr(cost, "measure", lambda *_: other)
+    monkeypatch.setattr(cost, "FRESH_S", -1.0)
+    assert cost.CostTable(student).call_s("decoder.layers.0.qkv", "int8") == 12.5, "those of long ago are measured anew"
 
 
 def test_a_budget_leads_to_a_model_that_keeps_it(student, tokens, tmp_path):

@@ -1,5 +1,8 @@
 """A plan is faster than the float model where a time was asked for; and its bytes are those of files."""
 
+from contextlib import contextmanager
+from functools import partial
+
 import pytest
 import torch
 
@@ -164,6 +167,43 @@ def test_what_is_measured_is_what_a_plan_stores(student, tokens):
         assert all(torch.equal(tensors[key], wanted[key]) for key in wanted)
 
 
+def test_versions_of_a_model_take_turns_and_each_step_counts_at_its_quickest(student, monkeypatch):
+    turns, now = [], [0.0]
+    monkeypatch.setattr(cost, "CLIPS", 3)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: now[0])
+
+    @contextmanager
+    def version(name):
+        turns.append(name)
+        yield
+
+    def frames(*_, **__):
+        """A clip's steps: the second version's take twice as long, and one in each clip is held up."""
+        for step in range(_[4]):
+            now[0] += (1.0 if turns[-1] == "one" else 2.0) + 5.0 * (step == len(turns) // 2)
+            yield None
+
+    monkeypatch.setattr(cost, "frames", frames)
+    monkeypatch.setattr(cost, "ENOUGH_S", 1e9)
+    told = []
+    versions = {name: partial(version, name) for name in ("one", "other")}
+    one, other = cost.steps_in_turn(student, versions, 0.4, lambda *clip: told.append(clip))
+    steps = round(0.4 * student.frame_rate_hz)
+    assert (one, other) == (steps * 1.0 / (steps + 3), steps * 2.0 / (steps + 3))
+    assert turns == ["one", "other"] * 3
+    assert told == [(name, i, 6) for i, name in enumerate(turns)]
+    turns.clear()
+    monkeypatch.setattr(cost, "ENOUGH_S", 0.0)
+    cost.steps_in_turn(student, versions, 0.4)
+    assert turns == ["one", "other"] * 2, "two clips at least"
+
+
+def test_a_plan_is_timed_as_a_share_of_the_float_models_time_when_costs_were_measured(student, tokens, monkeypatch):
+    bench = Workbench(student, "q", Tokens.of(student, tokens), ["fp16", "int8"])
+    monkeypatch.setattr(workbench, "steps_in_turn", lambda *_: [0.03, 0.02])
+    assert bench.measure(bench.complete({})).step_ms == pytest.approx(bench.float_ms * 2 / 3)
+
+
 def test_a_pace_is_that_of_steps_whose_calls_leave_the_compiled_code_or_stay():
     calls = [Calls(1e-3, 0), Calls(2e-3, 25), Calls(3e-3, 25), Calls(1.5e-3, 8)]
     seen = [2e-4 + 1.1 * each.seconds + 2e-5 * each.leaving for each in calls]
@@ -182,7 +222,12 @@ def test_where_calls_say_nothing_of_a_steps_time_they_count_as_they_are(seen):
 
 def test_a_large_model_is_tried_on_fewer_and_shorter_windows_and_timed_over_shorter_clips(student, tokens, monkeypatch):
     timed = []
-    monkeypatch.setattr(workbench, "measured_step_s", lambda _, clip_s: timed.append(clip_s) or 0.01)
+
+    def steps_in_turn(_, versions, clip_s, on_clip):
+        timed.append(clip_s)
+        return [0.01] * len(versions)
+
+    monkeypatch.setattr(workbench, "steps_in_turn", steps_in_turn)
     monkeypatch.setattr(workbench, "LARGE_S", 0.8)
     shapes = []
     for many in (workbench.MANY_WEIGHTS, 1):

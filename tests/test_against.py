@@ -126,6 +126,16 @@ def test_the_first_budget_that_can_be_kept_is_searched_for_and_no_more_than_need
     kl = 0.005
     found = hold_against(bench, search_for, paper, paper, [Budget(max_mb=8.0)])
     assert (found.measured, found.plan.measured, found.plan.family) == ("the same plan", paper.measured, "adaptive")
+    known = [
+        plan("too large", 8_100_000, 0.0001, "adaptive", windows=(0.1, 0.2, 0.3, 0.4)),
+        plan("smaller", 6_000_000, 0.002, "adaptive", windows=(0.1, 0.2, 0.3, 0.4)),
+        plan("further", 6_000_000, 0.0035, "adaptive", windows=(0.1, 0.2, 0.3, 0.4)),
+        plan("no closer", 6_000_000, 0.004, "adaptive", windows=(0.1, 0.2, 0.3, 0.4)),
+    ]
+    for kl in (0.005, 0.003, 0.001):
+        found = hold_against(bench, search_for, paper, paper, [Budget(max_mb=8.0)], known)
+        assert found.plan.schemes == {"decoder.heads": "mine" if kl == 0.001 else "smaller"}
+        assert (found.plan.name, found.measured) == ("adaptive, size of paper", "better")
 
 
 class Bench:

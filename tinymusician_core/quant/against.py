@@ -16,7 +16,7 @@ from ..evaluate.bootstrap import Interval, bootstrap
 from ..measure.report import NOTHING, table
 from .search import Budget, ImpossibleBudget
 from .trial import Harm
-from .workbench import Outcome, Workbench
+from .workbench import Outcome, Workbench, keeps
 
 if TYPE_CHECKING:
     from .rounds import Round
@@ -153,16 +153,24 @@ def rivals(fixed: Sequence[Compared]) -> Iterator[tuple[Compared, Compared, list
 
 
 def hold_against(
-    bench: Workbench, search_for: SearchFor, rival: Compared, best: Compared, budgets: Sequence[Budget]
+    bench: Workbench,
+    search_for: SearchFor,
+    rival: Compared,
+    best: Compared,
+    budgets: Sequence[Budget],
+    known: Sequence[Compared] = (),
 ) -> Against | None:
     """Search an adaptive plan for the first of some budgets that one can keep, and compare; None where none can.
 
-    Where no plan is found whose KL is as low as that of the best fixed one, it is that one itself.
+    The closest to the float model is taken of those that are closer than the best fixed one: the plan that was found,
+    and what was measured before within the same budget. Where none is, and what was found has a higher KL, it is the
+    best fixed plan itself.
 
     Args:
         bench: of the model.
         search_for: the plan for a budget that is to be closer than another.
         rival, best, budgets: as `rivals` has them.
+        known: adaptive plans that were measured before.
     """
     to_beat = ToBeat(bench.foresee(best.schemes), best.measured)
     for budget in budgets:
@@ -173,6 +181,8 @@ def hold_against(
         plan = replace(best, family="adaptive")
         if found.measured.harm.mean_kl() <= best.kl:
             plan = Compared("", "adaptive", found.measured, bench.held_out(found.schemes), found.schemes)
+        ahead = [p for p in (plan, *known) if keeps(p.measured, budget) and to_beat.beaten_by(p.measured)]
+        plan = min(ahead, key=lambda p: p.measured.harm.total, default=plan)
         what = "size" if budget.max_mb is not None else "KL"
         plan = replace(plan, name=f"adaptive, {what} of {rival.name}")
         return Against(budget.limits, rival, best, plan, apart(plan, best))

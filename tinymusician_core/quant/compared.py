@@ -145,7 +145,8 @@ def compared(
     asked = list(rivals(made))
     for done, (rival, best, budgets) in enumerate(asked):
         tell(f"the size of {rival.name}", done, len(asked))
-        held = hold_against(bench, search_for, rival, best, budgets)
+        adaptive = [plan for plan in made if plan.family == "adaptive"]
+        held = hold_against(bench, search_for, rival, best, budgets, adaptive)
         if held is not None:
             beside.append(held)
             if all(held.plan.schemes != plan.schemes for plan in made):

@@ -11,7 +11,8 @@ import hashlib
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -37,8 +38,9 @@ STEP_ROWS, TEXT_ROWS, CODEC_ROWS = 2, 12, 100  # guidance; a short prompt; about
 LEAST_S, LEAST_PASSES = 0.12, 12
 MOST_COPIES = 96
 CACHE_BYTES = 2**25  # where the system does not tell
-CLIPS, ENOUGH_S = 12, 6.0
-WARM_UP_S = 0.5  # of music, before the clips
+CLIPS, ENOUGH_S = 16, 6.0
+WARM_UP_S = 0.5  # of music, before every clip
+FRESH_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -89,18 +91,14 @@ def works(pipeline: Pipeline) -> dict[str, Work]:
 
 
 class CostTable:
-    """Costs by call and scheme, measured when they are first asked for and kept in the cache folder.
+    """Costs by call and scheme of the model whose shapes they are, measured when they are first asked for and kept in
+    the cache folder; those of more than `FRESH_S` ago are measured anew: the machine may have been busier then."""
 
-    Args:
-        pipeline: the model whose shapes they are.
-        fresh: measure anew what an earlier run has measured.
-    """
-
-    def __init__(self, pipeline: Pipeline, fresh: bool = False):
+    def __init__(self, pipeline: Pipeline):
         self._works = works(pipeline)
         self._step_weights = sum(w.outputs * w.inputs for w in self._works.values() if _reads_all(w))
         self._cache = Measured(f"calls-{machine_hash()}")
-        self._fresh, self._measured = fresh, set()
+        self._stale_s = time.time() - FRESH_S
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -125,11 +123,10 @@ class CostTable:
         weights = self._step_weights if _reads_all(work) else work.outputs * work.inputs
         key = f"{scheme} {work} among {weights}"
         record = self._cache.get(key)
-        if record is None or (self._fresh and key not in self._measured):
+        if record is None or record.get("at_s", 0.0) < self._stale_s:
             cost = measure(work, scheme, weights)
-            record = {"call_s": cost.call_s, "bytes": cost.tensor_bytes, "leaves": cost.leaves}
+            record = {"call_s": cost.call_s, "bytes": cost.tensor_bytes, "leaves": cost.leaves, "at_s": time.time()}
             self._cache.put(key, record)
-            self._measured.add(key)
         return Cost(record["call_s"], record["bytes"], record["leaves"])
 
     def table(self, schemes: list[str]) -> list[dict]:
@@ -219,29 +216,47 @@ def _best_pass(calls: list[Callable[[], object]]) -> float:
     return best
 
 
-def measured_step_s(pipeline: Pipeline, clip_s: float) -> float:
-    """Seconds a step of a model as it stands, over clips of so many seconds: of every step the quickest of all clips.
+def steps_in_turn(
+    pipeline: Pipeline,
+    versions: Mapping[str, Callable[[], AbstractContextManager]],
+    clip_s: float,
+    on_clip: Callable[[str, int, int], None] | None = None,
+) -> list[float]:
+    """Seconds a step of each version of a model, over clips of so many seconds: of every step the quickest of all
+    clips.
 
-    After a warm-up there are `CLIPS` of them; two at least, and no further one is begun after `ENOUGH_S`.
+    The versions take turns, clip by clip, so that what else the machine does meets all of them: their ratios are worth
+    more than their times. Each plays `CLIPS` clips; two at least, and none more once any has played for `ENOUGH_S`.
+
+    Args:
+        pipeline: the model.
+        versions: by name, what makes the model that version for as long as a block lasts.
+        clip_s: seconds of a clip.
+        on_clip: told before every clip: the version, and how many clips of how many at most are done.
     """
     count, few = (max(1, round(seconds * pipeline.frame_rate_hz)) for seconds in (clip_s, WARM_UP_S))
     states, mask = pipeline.text_encoder.encode([EXAMPLE])
     spec = pipeline.engine_spec(SamplingSpec(cfg=pipeline.usual_cfg))
-    best = [float("inf")] * count
-    with step_threads(pipeline.decoder.config):
-        for _ in frames(pipeline.decoder, states, mask, spec, few, window=pipeline.window_frames):
-            pass
-        begin = time.perf_counter()
-        for clip in range(CLIPS):
-            start = time.perf_counter()
-            if clip > 1 and start - begin > ENOUGH_S:
-                break
-            made = frames(pipeline.decoder, states, mask, spec, count, window=pipeline.window_frames)
-            for i, _ in enumerate(made):
-                now = time.perf_counter()
-                best[i] = min(best[i], now - start)
-                start = now
-    return sum(best) / (count + max(pipeline.decoder.config.delays))
+    best = {name: [float("inf")] * count for name in versions}
+    spent = dict.fromkeys(versions, 0.0)
+    for clip in range(CLIPS):
+        if clip > 1 and max(spent.values()) > ENOUGH_S:
+            break
+        for turn, (name, version) in enumerate(versions.items()):
+            if on_clip is not None:
+                on_clip(name, clip * len(versions) + turn, CLIPS * len(versions))
+            with version(), step_threads(pipeline.decoder.config):
+                for _ in frames(pipeline.decoder, states, mask, spec, few, window=pipeline.window_frames):
+                    pass
+                begin = start = time.perf_counter()
+                made = frames(pipeline.decoder, states, mask, spec, count, window=pipeline.window_frames)
+                for i, _ in enumerate(made):
+                    now = time.perf_counter()
+                    best[name][i] = min(best[name][i], now - start)
+                    start = now
+                spent[name] += start - begin
+    steps = count + max(pipeline.decoder.config.delays)
+    return [sum(quickest) / steps for quickest in best.values()]
 
 
 def machine_hash() -> str:

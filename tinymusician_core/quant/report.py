@@ -23,10 +23,12 @@ PICTURE = "plans.png"
 COLOURS = {"adaptive": "#3b5bdb", "uniform": "#e8590c", "paper": "#9c36b5", "layers": "#868e96"}
 EXPLANATION = """How it was measured:
 
-- Size: all files that generating reads. Step: the language model's, two rows (guidance), the best of several clips of
-  8 s for each position, in one process. KL: from the float model's next-token distribution to the plan's, without
-  guidance, in nats a token, the mean over codebooks (weighted, where weights were given). Codec: half the energy of
-  what the codec gets wrong over that of its sound, which is the KL of two normal distributions that far apart.
+- Size: all files that generating reads. Step: the language model's, two rows (guidance), the best of several clips for
+  each position, in one process. Every plan takes turns with the float model, clip by clip, and its time is that share
+  of what the float model took when the costs were measured. KL: from the float model's next-token distribution to the
+  plan's, without guidance, in nats a token, the mean over codebooks (weighted, where weights were given). Codec: half
+  the energy of what the codec gets wrong over that of its sound, which is the KL of two normal distributions that far
+  apart.
 - Foreseen: the sum of what each module's scheme does when it alone is used, and of what its calls take. Measured: the
   whole plan. Held out: the same on tokens that neither the rounding nor the search has seen.
 - A call's time is that of the engine's own product on this machine, among as many weights as a step reads.
@@ -37,7 +39,7 @@ EXPLANATION = """How it was measured:
   difference has a 95% interval by halves of the windows. The paper's map is held against plans within its bytes, and
   within its KL.
 - Time: seconds of the wall clock, without loading the model and writing the files. What an earlier run had measured is
-  read from the cache and takes none.
+  read from the cache and takes none; costs are, where they are of the last hour.
 - int4 is rounded by GPTQ (arXiv 2210.17323) with the inputs' second moments; this holds for the uniform plans too.
 """
 

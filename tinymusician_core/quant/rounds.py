@@ -12,7 +12,7 @@ from .against import ToBeat
 from .compared import worth_trying
 from .search import Budget, Choice, Fixed, ImpossibleBudget, search
 from .sensitivity import OnOption, Option
-from .workbench import Outcome, Workbench
+from .workbench import Outcome, Workbench, keeps
 
 ROUNDS = 5
 ADDS_UP = 0.1  # of the measured harm: closer than that, what schemes do alone is taken to add up
@@ -170,16 +170,6 @@ def pace(best: Round, aim: Budget, budget: Budget, float_ms: float) -> str:
     if budget.max_ms is not None and aim.max_ms < budget.max_ms:
         return f"max_ms {budget.max_ms:g} was lowered: {_faster(float_ms, aim)}"
     return ""
-
-
-def keeps(outcome: Outcome, budget: Budget) -> bool:
-    """Whether what was measured is within the budget."""
-    figures = {
-        "max_mb": outcome.disk_bytes / 1e6,
-        "max_ms": outcome.step_ms,
-        "max_kl": max(outcome.harm.mean_kl(), outcome.harm.codec),
-    }
-    return all(figures[name] <= limit for name, limit in budget.limits.items())
 
 
 def best_round(rounds: Sequence[Round], aim: Budget, budget: Budget, float_ms: float) -> Round:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -17,10 +18,10 @@ from .apply import Recipe, disk_bytes, plan_record, write
 from .cachefile import cache_folder
 from .calibration import Calibration, from_folder, sampled
 from .clock import Clock
-from .cost import CostTable, measured_step_s
+from .cost import CostTable, steps_in_turn
 from .plan import Plan
 from .schemes import SCHEMES, unavailable
-from .search import Choice, Fixed
+from .search import Budget, Choice, Fixed
 from .sensitivity import OnOption, Option, ShortWay, sensitivities
 from .size import json_bytes, most_bytes
 from .trial import Harm, Judge, inputs_of, tried
@@ -92,6 +93,16 @@ class Outcome:
         """Every figure by name, ready for JSON."""
         harm = {"kl": self.harm.mean_kl(), "kl_by_codebook": list(self.harm.kl), "codec_error": self.harm.codec}
         return {"disk_bytes": self.disk_bytes, "ms_per_step": self.step_ms, **harm}
+
+
+def keeps(outcome: Outcome, budget: Budget) -> bool:
+    """Whether what was measured is within the budget."""
+    figures = {
+        "max_mb": outcome.disk_bytes / 1e6,
+        "max_ms": outcome.step_ms,
+        "max_kl": max(outcome.harm.mean_kl(), outcome.harm.codec),
+    }
+    return all(figures[name] <= limit for name, limit in budget.limits.items())
 
 
 @dataclass(frozen=True)
@@ -224,11 +235,14 @@ class Workbench:
         return Outcome(size, 1e3 * self.pace.step_s(self.calls(schemes), self._floats(schemes)), harm)
 
     def measure(self, schemes: Mapping[str, str]) -> Outcome:
-        """What a plan is: its bytes once it is written, its time, and its harm on the tokens of the search."""
+        """What a plan is: its bytes once it is written, its time, and its harm on the tokens of the search.
+
+        It is timed in turn with the float model. Its time is that share of the float model's at the time of the costs,
+        so that what is measured and what was foreseen, and all plans, are of the same pace of the machine.
+        """
         harm = self.judge.harm(schemes)
-        with tried(self.pipeline.modules, schemes, self.judge.packs):
-            step_s = self._step_s()
-        return Outcome(self.written_bytes(schemes), 1e3 * step_s, harm)
+        float_s, step_s = self._steps_s({"float": nullcontext, "plan": self._version(schemes)})
+        return Outcome(self.written_bytes(schemes), 1e3 * self.float_step_s * step_s / float_s, harm)
 
     def written_bytes(self, schemes: Mapping[str, str]) -> int:
         """The bytes of a plan's files, from a folder that is written in the cache and removed again.
@@ -267,20 +281,28 @@ class Workbench:
         plans = {f"all of it in {scheme}": self._of_schemes([scheme]) for scheme in usable}
         if len(usable) > 1:
             plans |= {f"mixture {n + 1}": self._of_schemes(usable, Random(n)) for n in range(MIXED)}
-        calls, seen = [], []
-        for done, (name, schemes) in enumerate(plans.items()):
+        versions = {"the float model": nullcontext} | {name: self._version(plan) for name, plan in plans.items()}
+
+        def tell(name: str, done: int, total: int) -> None:
             if on_progress is not None:
-                on_progress(f"timing {name}", done, len(plans))
-            with tried(self.pipeline.modules, schemes, self.judge.packs):
-                seen.append(self._step_s())
-            calls.append(self.calls(schemes))
-        float_s, pace = self._step_s(), Pace.of(calls, seen)
+                on_progress(f"timing {name}", done, total)
+
+        float_s, *seen = self._steps_s(versions, tell)
+        pace = Pace.of([self.calls(schemes) for schemes in plans.values()], seen)
         floats = self.calls(dict.fromkeys(self._group_of, "fp32"))
         return float_s, replace(pace, float_offset_s=float_s - pace.calls_s(floats))
 
-    def _step_s(self) -> float:
-        """Seconds of a step of the model as it stands."""
-        return measured_step_s(self.pipeline, LARGE_CLIP_S if is_large(self.pipeline) else CLIP_S)
+    def _version(self, schemes: Mapping[str, str]) -> Callable[[], AbstractContextManager]:
+        return partial(tried, self.pipeline.modules, schemes, self.judge.packs)
+
+    def _steps_s(
+        self,
+        versions: Mapping[str, Callable[[], AbstractContextManager]],
+        on_clip: Callable[[str, int, int], None] | None = None,
+    ) -> list[float]:
+        """Seconds of a step of each version of the model."""
+        clip_s = LARGE_CLIP_S if is_large(self.pipeline) else CLIP_S
+        return steps_in_turn(self.pipeline, versions, clip_s, on_clip)
 
     def _of_schemes(self, usable: Sequence[str], rng: Random | None = None) -> dict[str, str]:
         """A plan whose steps are in the first of these schemes that a group can have; with a generator in any."""
