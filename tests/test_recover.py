@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from conftest import save_tiny_musicgen
 from torch import nn
 
 import tinymusician_core as tm
+from tinymusician_core.evaluate.likelihood import token_likelihood
 from tinymusician_core.quant import calibration, recover
 from tinymusician_core.quant.apply import quantize, recipe_of
 from tinymusician_core.quant.embeddings import Int4Embedding
@@ -21,7 +23,7 @@ from tinymusician_core.quant.straight import Passing, StraightEmbedding, Straigh
 from tinymusician_core.quant.trial import Judge
 from tinymusician_core.quant.twin import shared_copy, twin
 from tinymusician_core.records import Cancelled
-from tinymusician_core.tokens import write_tokens
+from tinymusician_core.tokens import TokenDataset, write_tokens
 
 UNIFORM = Plan.of({"*": "fp16", "decoder.*": "int4"}, "uniform")
 MIXED = Plan.of(
@@ -156,7 +158,7 @@ def test_a_copy_shares_tensors_and_keeps_ties():
 @pytest.mark.parametrize("plan", [UNIFORM, MIXED])
 def test_the_student_begins_as_the_plan_and_only_four_bits_learn(student, tokens, plan):
     recipe = recipe_of(student, plan)
-    session = Session(student, recipe.schemes, tensors_of(student, recipe), tokens, None)
+    session = Session(student, recipe.schemes, tensors_of(student, recipe), tokens, None, true_tokens=False)
     trained = {
         name.rpartition(".grid.")[0] for name, p in session.student.modules.named_parameters() if p.requires_grad
     }
@@ -166,6 +168,30 @@ def test_the_student_begins_as_the_plan_and_only_four_bits_learn(student, tokens
     (part,) = session.loss(torch.Generator().manual_seed(0), 0.0)
     part()["loss"].backward()
     assert all(p.grad is not None for p in session.student.modules.parameters() if p.requires_grad)
+
+
+def test_true_tokens_become_likelier_where_they_count(student, tokens, monkeypatch):
+    recipe, unlikely = recipe_of(student, UNIFORM), []
+    dataset = TokenDataset(tokens, "validation")
+    for weight in (0.0, recover.TRUE_TOKENS):
+        monkeypatch.setattr(recover, "TRUE_TOKENS", weight)
+        after, _ = recover.recover(student, recipe, steps=40, data=tokens)
+        made = twin(student, recipe.schemes, after.tensors)
+        unlikely.append(token_likelihood(made, dataset).mean())
+    assert unlikely[1] < unlikely[0]
+
+
+def test_what_the_model_played_itself_counts_by_its_answers_alone(student, tokens):
+    recipe = recipe_of(student, UNIFORM)
+    schemes = dict.fromkeys(recipe.schemes, "fp32") | {"decoder.heads": "int4"}
+    losses = []
+    for true_tokens in (False, True):
+        session = Session(
+            student, schemes, tensors_of(student, replace(recipe, schemes=schemes)), tokens, None, true_tokens
+        )
+        (part,) = session.loss(torch.Generator().manual_seed(0), 0.0)
+        losses.append(part()["loss"].item())
+    assert 0 < losses[0] < 0.1 * losses[1]
 
 
 @pytest.mark.parametrize("plan", [UNIFORM, MIXED])

@@ -1,9 +1,10 @@
 """The listener: a small network of our own that says which instrument leads a piece of music, in which style, how fast
 and in which mode it is, and gives the embedding in which distances between sets of clips are measured.
 
-It was trained on rendered audio of the family's training tunes alone (`pretrain/listener.py`), never on noisy, filtered
-or decoded sound, so that its embedding moves when sound gets worse. What it says is worth what its `accuracy` on
-held-out tunes is worth: show the one beside the other.
+It was trained on rendered audio of the family's training tunes alone (`pretrain/listener.py`), its bands turned up and
+down as a mixing desk does and some of them held at their mean, but never on noisy or decoded sound, so that its
+embedding moves when sound gets worse. What it says is worth what its `accuracy` on held-out tunes is worth: show the
+one beside the other.
 """
 
 from __future__ import annotations

@@ -50,8 +50,9 @@ RECIPES = {
     "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens --max-mb 5.8 "
     "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare --recover 6 -o QUANTIZED, with tokens of six of "
     "the 66 hours; then python -m tinymusician_core.pretrain publish-quantized --quantized QUANTIZED",
-    "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, then publish-listener; "
-    "the pieces weighted as models/README.md says, by hand",
+    "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, some pieces drawn more often "
+    "by hand; then, from that one (--start-from) and in a WORK with half of audio --hours 66, listener --minutes 35 "
+    "--learning-rate 1e-3; then publish-listener",
     "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
     "pictures": "python -m tests.e2e.screenshots",
     "reports/ablation": "tinymusician ablate PLAN.json -o DIR --runs RUNS, with the plan that lies there; "

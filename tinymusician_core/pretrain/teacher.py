@@ -24,7 +24,7 @@ from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings
 
 IGNORED = -100
 WINDOW_S = 10.0
-LENGTHS = ((0.25, 0.15), (1, 0.3), (2, 0.3), (4, 0.25))  # windows of so many times the length, and the share of steps
+LENGTHS = ((0.25, 0.1), (1, 0.2), (2, 0.3), (4, 0.4))  # windows of so many times the length, and the share of steps
 LONGEST_S = WINDOW_S * max(longer for longer, _ in LENGTHS)
 STACKS = ("decoder.model.decoder.layers", "text_encoder.encoder.block", "enc_to_dec_proj")  # what Muon trains
 PROBE_WEIGHT = 0.2

@@ -1,8 +1,8 @@
 """Win back what four bits lost: a short distillation from the float model with the rounding in the loop.
 
 The decoder's int4 and int4-row layers are trained on their grids (`straight`), the rest stands as it will be stored;
-the float model is the teacher, the forward KL to it the loss (arXiv 1503.02531, as `distill.loss` has it). Schemes,
-shapes and bytes stay what they were.
+the float model is the teacher, the forward KL to it the loss (arXiv 1503.02531, as `distill.loss` has it), with some of
+the cross-entropy where the tokens are of real music. Schemes, shapes and bytes stay what they were.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ CLIPS, LARGE_CLIPS = 128, 24  # that the model plays where there are no tokens
 CLIPS_SEED = 1_000_000  # far from the seeds of the clips that plans are judged by
 LEARNING_RATE = 0.003  # steps of the grid: more undoes what rounding by the inputs found
 LOSS = loss_named("forward-kl", cross_entropy=0.0)
+TRUE_TOKENS = 0.1  # the weight of their cross-entropy beside the KL, where there are any
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def recover(
         pipeline: the float model, which stays as it is.
         recipe: with at least one `trainable` module.
         minutes, steps: the budget of training, one of the two.
-        data: a token folder; None lets the model play its own, once for all runs.
+        data: a token folder of real music, whose tokens count too; None lets the model play its own, once for all runs.
         weights: how much each codebook counts; all alike where None.
         judge: compares with the float model on tokens that are not trained on; one is made where None.
         on_progress, should_stop: told of, and asked before, every step.
@@ -136,7 +137,7 @@ def recover(
     folder = _played(pipeline, on_progress, should_stop) if data is None else Path(data)
     before = tensors_of(pipeline, recipe)
     kl_before = judge.divergence_of(twin(pipeline, recipe.schemes, before)).mean_kl()
-    session = Session(pipeline, recipe.schemes, before, folder, judge.weights)
+    session = Session(pipeline, recipe.schemes, before, folder, judge.weights, data is not None)
     with tempfile.TemporaryDirectory(prefix="recovery-") as scratch:
         trainer = Trainer(session.student.decoder, _settings(minutes, steps), Path(scratch))
         try:
@@ -176,7 +177,8 @@ def tensors_of(pipeline: Pipeline, recipe: Recipe) -> dict[str, dict[str, Tensor
 
 
 class Session:
-    """The float model as teacher, its quantized twin as student, and their data.
+    """The float model as teacher, its quantized twin as student, and their data, whose tokens count beside what the
+    teacher answers to them where they are true.
 
     Attributes:
         student: a pipeline whose decoder has parameters where the plan has four bits.
@@ -189,6 +191,7 @@ class Session:
         tensors: Tensors,
         folder: Path,
         weights: tuple[float, ...] | None,
+        true_tokens: bool,
     ):
         self._teacher, self._weights, self._names = pipeline, weights, trainable(schemes)
         floats = packable(pipeline.modules)
@@ -198,6 +201,7 @@ class Session:
             self.student.modules.get_submodule(name).grid.requires_grad_(True)
         config = pipeline.decoder.config
         self._size = LARGE_BATCH if is_large(pipeline) else BATCH
+        self._loss = replace(LOSS, cross_entropy=TRUE_TOKENS) if true_tokens else LOSS
         self._at_once = 1 if config.text == "prepend" else self._size
         frames = max(1, round(calibration.SECONDS * pipeline.frame_rate_hz))
         scales = pipeline.guidance if isinstance(pipeline.guidance, ScaleRange) else None
@@ -226,7 +230,7 @@ class Session:
             states = _states(self.student, ours)
         found = self.student.decoder.logits(ours.inputs, states, ours.heard)
         weights = position_weights(batch.valid, self._weights)
-        return {"loss": distillation_loss(wanted, found, batch.targets, weights, LOSS, progress, whole).total}
+        return {"loss": distillation_loss(wanted, found, batch.targets, weights, self._loss, progress, whole).total}
 
     def trained(self) -> dict[str, dict[str, Tensor]]:
         """The trained modules' tensors as they are stored."""
