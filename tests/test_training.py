@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tinymusician_core.precision import computes_bf16
-from tinymusician_core.training import Trainer, TrainSettings
+from tinymusician_core.training import Trainer, TrainSettings, kept_state
 
 
 def regression(model):
@@ -132,6 +132,16 @@ def test_it_ends_early_and_keeps_the_best_weights(tmp_path):
     assert again.resume()
     assert again.done
     assert torch.equal(again.averaged_state()["weight"], best["weight"])
+    assert torch.equal(kept_state(tmp_path)["weights"]["weight"], best["weight"])
+
+
+def test_without_patience_the_average_is_kept_and_without_one_the_last(tmp_path):
+    for ema in (0.9, 0.0):
+        run = trainer(tmp_path / str(ema), 10, ema=ema)
+        run.run(regression(run.model))
+        kept = kept_state(tmp_path / str(ema))
+        assert kept["step"] == 10
+        assert torch.equal(kept["weights"]["weight"], (run.average or run.model.state_dict())["weight"])
 
 
 def test_what_was_logged_after_the_checkpoint_is_forgotten(tmp_path):

@@ -80,6 +80,17 @@ class TrainProgress:
         return f"step {self.step}, {self.fraction:.0%}, {self.eta_s:.0f} s to go, {losses}"
 
 
+def kept_state(folder: Path) -> dict:
+    """The checkpoint in `folder`, with the weights to keep as `weights`: with `patience` the best ones, else their
+    moving average where one was kept, else the last."""
+    state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+    return state | {"weights": _kept(state.get("best", {}), state["average"], state["model"])}
+
+
+def _kept(best: Mapping, average: dict[str, Tensor], last: dict[str, Tensor]) -> dict[str, Tensor]:
+    return best.get("weights") or average or last
+
+
 Part = Callable[[], dict[str, Tensor]]
 LossFunction = Callable[[torch.Generator, float], "dict[str, Tensor] | Sequence[Part]"]
 
@@ -228,9 +239,8 @@ class Trainer:
                 self.average[name].copy_(value)
 
     def averaged_state(self) -> dict[str, Tensor]:
-        """The weights to keep: with `patience` the best ones, else their moving average where one is kept, else the
-        last."""
-        return self.best.get("weights") or self.average or self.model.state_dict()
+        """The weights to keep, as `kept_state` has them."""
+        return _kept(self.best, self.average, self.model.state_dict())
 
     def run(
         self,

@@ -60,6 +60,7 @@ OPTIONS = {
         "action": "store_true",
         "help": "pieces that have not been rendered are welcome: they become tokens of their notes alone",
     },
+    "patience": {"type": int, "help": "end after so many validations on end without progress (default: go on)"},
     "batch": {"type": int, "help": "windows a step (default %(default)d)"},
 }
 
@@ -132,12 +133,13 @@ def teacher(
     batch: int = 12,
     learning_rate: float = 1.5e-3,
     start_from: Path | None = None,
+    patience: int | None = None,
     device: str = "cpu",
 ) -> None:
     """Train the text encoder and the language model on the tokens."""
     from tinymusician_core.pretrain.teacher import train_teacher
 
-    train_teacher(work, minutes, batch, learning_rate, device, start_from)
+    train_teacher(work, minutes, batch, learning_rate, device, start_from, patience)
 
 
 def listener(work: Path, minutes: float = 60, learning_rate: float = 2e-3, start_from: Path | None = None) -> None:

@@ -17,7 +17,7 @@ from tinymusician_core.pretrain.codec import finished_codec
 from tinymusician_core.pretrain.teacher import LONGEST_S, PROBES, TeacherConfig, TeacherTraining
 from tinymusician_core.quant.size import json_text
 from tinymusician_core.quant.skeleton import ENCODER_FILE
-from tinymusician_core.training import CHECKPOINT
+from tinymusician_core.training import kept_state
 
 LICENCE = "MIT"
 CFG = 2.0  # at 3 guidance breaks up notes that the family, whose codes are nearly sure, would hold
@@ -78,13 +78,13 @@ RECIPES = {
 
 
 def averaged_teacher(work: Path) -> tuple[TeacherTraining, dict]:
-    """The teacher with the moving average of its weights, and how long it was trained."""
+    """The teacher with the weights to keep, and how long it was trained."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "teacher" / "tokenizer")
     model = TeacherTraining(TeacherConfig(), tokenizer)
-    state = torch.load(work / "teacher" / CHECKPOINT, map_location="cpu", weights_only=True)
-    model.load_state_dict({k: v for k, v in state["average"].items() if not k.startswith(PROBES)})
+    state = kept_state(work / "teacher")
+    model.load_state_dict({k: v for k, v in state["weights"].items() if not k.startswith(PROBES)})
     return model.eval(), {"steps": state["step"], "minutes": round(state["elapsed_s"] / 60, 1)}
 
 

@@ -20,7 +20,7 @@ from tinymusician_core.pretrain.facts import Classes, FactProbe, classes_of
 from tinymusician_core.pretrain.notes import NOTES, PLAYERS, Vocabulary
 from tinymusician_core.pretrain.vocabulary import MAX_TOKENS, build_tokenizer
 from tinymusician_core.tokens import TokenDataset
-from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings
+from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings, kept_state
 
 IGNORED = -100
 WINDOW_S = 10.0
@@ -207,7 +207,7 @@ def rows_by_word(
 
 
 def earlier_weights(folder: Path) -> tuple[dict[str, Tensor], PreTrainedTokenizerFast]:
-    """The weights and the words of an earlier teacher: of one in training the moving average, or of one that was
+    """The weights and the words of an earlier teacher: of one in training those to keep, or of one that was
     published (`assets/models/teacher`, its text encoder in `text` beside it).
 
     Raises:
@@ -215,7 +215,7 @@ def earlier_weights(folder: Path) -> tuple[dict[str, Tensor], PreTrainedTokenize
     """
     if (folder / CHECKPOINT).exists() and (folder / "tokenizer").is_dir():
         words = folder / "tokenizer"
-        state = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)["average"]
+        state = kept_state(folder)["weights"]
     elif (folder / "model.safetensors").exists() and (folder.parent / "text").is_dir():
         words = folder.parent / "text"
         state = load_file(folder / "model.safetensors")
@@ -298,9 +298,11 @@ def train_teacher(
     learning_rate: float = 1.5e-3,
     device: str = "cpu",
     start_from: Path | None = None,
+    patience: int | None = None,
 ) -> None:
     """Train (or go on training) in `work/teacher` on `work/tokens`; a new teacher may start from an earlier one's
-    weights, with a fresh optimiser.
+    weights, with a fresh optimiser. With `patience` it ends when so many validations on end, five minutes apart, have
+    brought nothing, and the best weights are those to keep.
 
     A step sees `batch` windows of WINDOW_S, or fewer longer ones, or more shorter ones, in the shares of LENGTHS, so
     that the model knows the positions of long clips, and beginnings, where the caption tells most; every step costs
@@ -322,6 +324,7 @@ def train_teacher(
         muon=STACKS,
         ema=0.998,
         log_every=25,
+        patience=patience,
     )
     trainer = Trainer(model, settings, work / "teacher", device)
     trainer.resume()
