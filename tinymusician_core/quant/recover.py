@@ -47,7 +47,7 @@ CLIPS, LARGE_CLIPS = 128, 24  # that the model plays where there are no tokens
 CLIPS_SEED = 1_000_000  # far from the seeds of the clips that plans are judged by
 LEARNING_RATE = 0.003  # steps of the grid: more undoes what rounding by the inputs found
 LOSS = loss_named("forward-kl", cross_entropy=0.0)
-TRUE_TOKENS = 0.1  # the weight of their cross-entropy beside the KL, where there are any
+TRUE_TOKENS = 0.03  # the weight of their cross-entropy beside the KL, where there are any
 
 
 @dataclass(frozen=True)
