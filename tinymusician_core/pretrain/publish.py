@@ -48,8 +48,8 @@ RECIPES = {
     "--hours 35; then, on the teacher as it is and tokens of audio --hours 20, the same with --minutes 25 --start-from "
     "that one; then python -m tinymusician_core.pretrain publish-student --student STUDENT",
     "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens --max-mb 5.8 "
-    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare --recover 6 -o QUANTIZED, with tokens of six of "
-    "the 66 hours; then python -m tinymusician_core.pretrain publish-quantized --quantized QUANTIZED",
+    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare --recover 12 -o QUANTIZED, with tokens of half "
+    "of the 66 hours; then python -m tinymusician_core.pretrain publish-quantized --quantized QUANTIZED",
     "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, some pieces drawn more often "
     "by hand; then, from that one (--start-from) and in a WORK with half of audio --hours 66, listener --minutes 35 "
     "--learning-rate 1e-3; then publish-listener",
@@ -68,7 +68,8 @@ RECIPES = {
     "reports/one-pass": "tinymusician distill --teacher student --data WORK/tokens --layers 4 --guidance fixed:2 "
     "--cross-entropy 0 --dropout 0 --loss forward-kl --batch 4 --seconds 20 --shortest 5 --learning-rate 1e-4 "
     "--minutes 10 -o one-pass, with tokens of six of the 66 hours; then tinymusician evaluate --threads 1 "
-    "--models student,one-pass -o DIR, whose report that is, with the codec as it was before its last training",
+    "--models student,one-pass -o DIR, whose report that is, with the codec and the listener as they were before their "
+    "last training",
     "reports/recovered": "tinymusician quantize --model student --data WORK/tokens --max-mb 4.2 "
     "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --recover 5 -o DIR, whose report that is, with the codec as it "
     "was before its last training",
