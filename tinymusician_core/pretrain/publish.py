@@ -72,7 +72,7 @@ RECIPES = {
     "last training",
     "reports/recovered": "tinymusician quantize --model student --data WORK/tokens --max-mb 4.2 "
     "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --recover 5 -o DIR, whose report that is, with the codec as it "
-    "was before its last training",
+    "was before its last training, and without a weight for true tokens",
     "reports/bench": "tinymusician bench -o assets/reports/bench",
     "reports/bench-again": "the same command as reports/bench, some minutes later",
 }
