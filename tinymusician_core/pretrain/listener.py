@@ -19,7 +19,7 @@ from tinymusician_core.evaluate.spectra import PITCH_HOP, SAMPLE_RATE_HZ
 from tinymusician_core.pretrain.listener_accuracy import Accuracy, accuracy
 from tinymusician_core.pretrain.listener_data import ListenerData, Windows, build_spectra
 from tinymusician_core.pretrain.pieces import read_audio
-from tinymusician_core.training import Trainer, TrainSettings
+from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings
 
 LENGTHS_S = ((WINDOW_S, 0.6), (5.0, 0.15), (7.5, 0.15), (15.0, 0.1))
 HEAD_WEIGHTS = {"instrument": 1.0, "style": 1.0, "tempo": 1.0, "mode": 1.0}
@@ -108,7 +108,7 @@ def train_listener(
     train, held_out = ListenerData(work, "train"), ListenerData(work, "validation")
     torch.manual_seed(0)
     model = ListenerTraining(config, {head: train.shares(head) for head in HEADS})
-    if start_from is not None:
+    if start_from is not None and not (work / "listener" / CHECKPOINT).exists():
         model.net.load_state_dict(Listener.from_folder(start_from).net.state_dict())
     settings = TrainSettings(
         learning_rate,

@@ -325,6 +325,7 @@ def train_teacher(
         ema=0.998,
         log_every=25,
         patience=patience,
+        monitor="validation_ce",  # the loss counts the probes too, which go on learning
     )
     trainer = Trainer(model, settings, work / "teacher", device)
     trainer.resume()
