@@ -68,7 +68,7 @@ def test_a_recovery_is_told(capsys, demo_family, tmp_path, monkeypatch):
     monkeypatch.setattr("tinymusician_core.quant.recover.CLIPS", 10)
     monkeypatch.setattr("tinymusician_core.quant.recover.HELD_OUT_WINDOWS", 2)
     (tmp_path / "plan.json").write_text(json.dumps({"*": "fp16", "decoder.*": "int4"}))
-    arguments = ("quantize", "--plan", str(tmp_path / "plan.json"), "--recover", "0.01")
+    arguments = ("quantize", "--plan", str(tmp_path / "plan.json"), "--recover", "0.01", "--teacher", "teacher")
     code, out, err = run(capsys, *arguments, "-o", str(tmp_path / "a"), "--json")
     assert (code, err) == (0, "")
     told = json.loads(out.splitlines()[-1])["recovery"]
@@ -93,6 +93,7 @@ def test_what_does_not_go_together_is_said(capsys, demo_family, tmp_path):
         (("--preset", "int8", "--recover", "1"), "the plan has no int4 in the decoder, so there is nothing to recover"),
         (("--codebook-weights", "1,x"), "--codebook-weights must be a number above 0, got 'x'"),
         (("--preset", "int8", "--codebook-weights", "2,1,1,1"), "--codebook-weights is for a search; give one of"),
+        (("--preset", "int8", "--teacher", "teacher"), "--teacher is for a recovery; give --recover MINUTES with it"),
         (("--max-ms", "none"), "--max-ms must be a number above 0, got 'none'"),
     ):
         code, _, err = run(capsys, "quantize", *folder, *arguments)

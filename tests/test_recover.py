@@ -11,11 +11,12 @@ from conftest import save_tiny_musicgen
 from torch import nn
 
 import tinymusician_core as tm
-from tinymusician_core.evaluate.likelihood import token_likelihood
-from tinymusician_core.quant import calibration, recover
+from tinymusician_core.evaluate.likelihood import divergence_to, token_likelihood
+from tinymusician_core.quant import calibration, lessons, recover
 from tinymusician_core.quant.apply import quantize, recipe_of
 from tinymusician_core.quant.embeddings import Int4Embedding
 from tinymusician_core.quant.int4 import Int4Linear
+from tinymusician_core.quant.lessons import lessons_of
 from tinymusician_core.quant.plan import Plan
 from tinymusician_core.quant.recover import Session, tensors_of, trainable
 from tinymusician_core.quant.schemes import from_tensors, to_tensors
@@ -158,7 +159,7 @@ def test_a_copy_shares_tensors_and_keeps_ties():
 @pytest.mark.parametrize("plan", [UNIFORM, MIXED])
 def test_the_student_begins_as_the_plan_and_only_four_bits_learn(student, tokens, plan):
     recipe = recipe_of(student, plan)
-    session = Session(student, recipe.schemes, tensors_of(student, recipe), tokens, None, true_tokens=False)
+    session = Session(student, recipe.schemes, tensors_of(student, recipe), lessons_of(student, tokens, False), None)
     trained = {
         name.rpartition(".grid.")[0] for name, p in session.student.modules.named_parameters() if p.requires_grad
     }
@@ -173,8 +174,8 @@ def test_the_student_begins_as_the_plan_and_only_four_bits_learn(student, tokens
 def test_true_tokens_become_likelier_where_they_count(student, tokens, monkeypatch):
     recipe, unlikely = recipe_of(student, UNIFORM), []
     dataset = TokenDataset(tokens, "validation")
-    for weight in (0.0, recover.TRUE_TOKENS):
-        monkeypatch.setattr(recover, "TRUE_TOKENS", weight)
+    for weight in (0.0, lessons.TRUE_TOKENS):
+        monkeypatch.setattr(lessons, "TRUE_TOKENS", weight)
         after, _ = recover.recover(student, recipe, steps=40, data=tokens)
         made = twin(student, recipe.schemes, after.tensors)
         unlikely.append(token_likelihood(made, dataset).mean())
@@ -186,12 +187,20 @@ def test_what_the_model_played_itself_counts_by_its_answers_alone(student, token
     schemes = dict.fromkeys(recipe.schemes, "fp32") | {"decoder.heads": "int4"}
     losses = []
     for true_tokens in (False, True):
-        session = Session(
-            student, schemes, tensors_of(student, replace(recipe, schemes=schemes)), tokens, None, true_tokens
-        )
+        given = lessons_of(student, tokens, true_tokens)
+        session = Session(student, schemes, tensors_of(student, replace(recipe, schemes=schemes)), given, None)
         (part,) = session.loss(torch.Generator().manual_seed(0), 0.0)
         losses.append(part()["loss"].item())
     assert 0 < losses[0] < 0.1 * losses[1]
+
+
+def test_the_teacher_comes_nearer_where_it_counts(student, tiny_family, tokens):
+    teacher, recipe, apart = tm.load(tiny_family / "teacher"), recipe_of(student, UNIFORM), []
+    dataset = TokenDataset(tokens, "validation")
+    for counts in (None, teacher):
+        after, _ = recover.recover(student, recipe, steps=40, data=tokens, teacher=counts)
+        apart.append(divergence_to(teacher, twin(student, recipe.schemes, after.tensors), dataset).mean())
+    assert apart[1] < apart[0]
 
 
 @pytest.mark.parametrize("plan", [UNIFORM, MIXED])
@@ -250,7 +259,7 @@ def test_a_musicgen_with_its_text_before_the_music_is_recovered_row_by_row(tmp_p
     assert found.tokens == "9 clips that the model played itself"
 
 
-def test_what_cannot_be_recovered_is_said_before_any_work(student, tokens, tmp_path):
+def test_what_cannot_be_recovered_is_said_before_any_work(student, tiny_family, tokens, tmp_path):
     with pytest.raises(ValueError, match="the plan has no int4 in the decoder, so there is nothing to recover"):
         quantize(student, "int8", tmp_path / "q", recover=1)
     for wrong in (0, -1, float("nan"), True, "1"):
@@ -258,6 +267,16 @@ def test_what_cannot_be_recovered_is_said_before_any_work(student, tokens, tmp_p
             quantize(student, UNIFORM, tmp_path / "q", recover=wrong)
     with pytest.raises(ValueError, match="data and weights are for a search or a recovery"):
         quantize(student, UNIFORM, tmp_path / "q", data=tokens)
+    with pytest.raises(ValueError, match="a teacher is for a recovery; give recover with it"):
+        quantize(student, UNIFORM, tmp_path / "q", teacher=student)
+    stranger = tm.load(save_tiny_musicgen(tmp_path / "stranger"))
+    for asked in ({"plan": UNIFORM}, {"max_mb": 1}):
+        with pytest.raises(ValueError, match="reads other tokens than student; the model's own teacher is allowed"):
+            quantize(student, out_dir=tmp_path / "q", recover=1, teacher=stranger, **asked)
+    guided = tm.load(tiny_family / "student")
+    guided.guidance = 3.0
+    with pytest.raises(ValueError, match="differ in their guidance; leave the teacher out"):
+        quantize(guided, UNIFORM, tmp_path / "q", recover=1, teacher=student)
     with pytest.raises(Cancelled, match="steps of recovery"):
         quantize(student, UNIFORM, tmp_path / "q", recover=1, data=tokens, should_stop=lambda: True)
     assert not (tmp_path / "q").exists()

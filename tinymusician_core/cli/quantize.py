@@ -25,6 +25,7 @@ def add_commands(commands) -> None:
     for name, text in LIMITS.items():
         parser.add_argument(_flag(name), help=text)
     parser.add_argument("--recover", metavar="MINUTES", help="then train the decoder's int4 layers for so long")
+    parser.add_argument("--teacher", help="what the model was distilled from; its answers count in a recovery too")
     parser.add_argument("--data", help="a folder of codec tokens to try and train on (default: what the model plays)")
     parser.add_argument("--schemes", help="only these, separated by commas (default: all that this machine can run)")
     parser.add_argument("--codebook-weights", help="how much each counts, such as 4,2,1,1 (default: all alike)")
@@ -51,7 +52,7 @@ def run_quantize(options: argparse.Namespace) -> int:
         if limits:
             schemes = None if options.schemes is None else options.schemes.split(",")
             how = {"schemes": schemes, "compare": options.compare, **limits}
-        how |= {"recover": recover, "data": options.data, "weights": weights}
+        how |= {"recover": recover, "teacher": options.teacher, "data": options.data, "weights": weights}
 
         doing = "searching" if limits else "packing" if recover is None else "recovering"
 
@@ -75,6 +76,8 @@ def _check(options: argparse.Namespace, limits: dict[str, float]) -> None:
     unused = [name for name, value in given.items() if value]
     if options.recover is not None:
         unused = [name for name in unused if name not in ("--data", "--codebook-weights")]
+    if options.teacher is not None and options.recover is None:
+        raise ValueError("--teacher is for a recovery; give --recover MINUTES with it")
     if unused and not limits:
         raise ValueError(f"{unused[0]} is for a search; give one of {', '.join(map(_flag, LIMITS))} with it")
 

@@ -6,6 +6,7 @@ B windows, K codebooks, T frames, P = T + the longest delay, S text tokens, E th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -127,6 +128,12 @@ class Batches:
                 f"{tokens} holds {books} codebooks with codes up to {highest}; "
                 f"the teacher has {len(delays)} of {start} entries"
             )
+
+    def read_by(self, text_encoder: TextEncoder) -> Batches:
+        """The same windows, with text from another encoder."""
+        other = copy(self)
+        other.text_encoder = text_encoder
+        return other
 
     def draw(self, rng: torch.Generator, size: int, part: int = 1) -> Drawn:
         """`size` windows at random, of a `part`-th of the usual length."""

@@ -82,6 +82,7 @@ def quantize(
     recover: float | None = None,
     data: str | os.PathLike | None = None,
     weights: Sequence[float] | None = None,
+    teacher: Pipeline | str | os.PathLike | None = None,
     **search,
 ) -> Quantized:
     """Write a quantized model; the model that it is made from stays as it is.
@@ -96,6 +97,7 @@ def quantize(
             kept where that brings them closer to it. The folder then has recovery.json too.
         data: a token folder for a search and a recovery; None lets the model play the tokens itself.
         weights: how much each codebook counts there; all alike where None.
+        teacher: for a recovery, the model that this one was distilled from: its answers count a little too.
         search: instead of a plan, `max_mb`, `max_ms` and `max_kl`, any mix of the three, and the other arguments of
             `adaptive.adapt`. The folder then has a report of the search too.
 
@@ -109,11 +111,14 @@ def quantize(
         raise ValueError("quantize needs an out_dir, and either a plan or a budget: max_mb, max_ms or max_kl")
     if plan is not None and recover is None and (data is not None or weights is not None):
         raise ValueError("data and weights are for a search or a recovery; a plan alone needs neither")
+    if teacher is not None and recover is None:
+        raise ValueError("a teacher is for a recovery; give recover with it")
     pipeline, folder = _float_model(model), Path(out_dir)
     watched = {"on_progress": on_progress, "should_stop": should_stop}
     asked = {"data": data, "weights": weights, **watched}
+    teacher = None if teacher is None else _float_model(teacher)
     if plan is None:
-        return _searched(pipeline, folder, recover, search, asked)
+        return _searched(pipeline, folder, recover, teacher, search, asked)
     plan = preset(plan, pipeline.modules) if isinstance(plan, str) else plan
     recipe = recipe_of(pipeline, plan)
     if recover is None:
@@ -123,22 +128,25 @@ def quantize(
 
     check_recovery(recover, recipe.schemes)
     check_free(folder, MODEL_TYPE)
-    recipe, found = recovered(pipeline, recipe, recover, **asked)
+    recipe, found = recovered(pipeline, recipe, recover, teacher=teacher, **asked)
     made = write(pipeline, recipe, folder, **watched, more=found.write)
     return replace(made, recovery=found.as_dict(), note=found.sentence())
 
 
-def _searched(pipeline: Pipeline, folder: Path, recover: float | None, search: dict, asked: dict) -> Quantized:
+def _searched(
+    pipeline: Pipeline, folder: Path, recover: float | None, teacher: Pipeline | None, search: dict, asked: dict
+) -> Quantized:
     """Search a plan, recover it where that is asked for, and write it."""
     from .adaptive import adapt
-    from .recover import check_recovery, recovered_plan
+    from .recover import check_recovery, check_teacher, recovered_plan
 
     if recover is not None:
         check_recovery(recover)
+        check_teacher(pipeline, teacher)
     check_free(folder, MODEL_TYPE)
     adapted = adapt(pipeline, folder.resolve().name, **asked, **search)
     if recover is not None:
-        adapted = recovered_plan(pipeline, adapted, recover, **asked)
+        adapted = recovered_plan(pipeline, adapted, recover, teacher=teacher, **asked)
     watched = {name: asked[name] for name in ("on_progress", "should_stop")}
     made = write(pipeline, adapted.recipe, folder, **watched, more=adapted.write_report)
     found = adapted.recovered

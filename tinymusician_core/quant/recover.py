@@ -1,8 +1,7 @@
 """Win back what four bits lost: a short distillation from the float model with the rounding in the loop.
 
 The decoder's int4 and int4-row layers are trained on their grids (`straight`), the rest stands as it will be stored;
-the float model is the teacher, the forward KL to it the loss (arXiv 1503.02531, as `distill.loss` has it), with some of
-the cross-entropy where the tokens are of real music. Schemes, shapes and bytes stay what they were.
+what they learn from is in `lessons`. Schemes, shapes and bytes stay what they were.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..distill.data import Batch, Batches, Drawn
-from ..distill.loss import distillation_loss, loss_named, position_weights
+from ..distill.data import Drawn
+from ..distill.loss import distillation_loss, position_weights
 from ..distill.sampled import SampleSpec, sample_tokens
-from ..guidance import ScaleRange
 from ..measure.report import write_files
 from ..pipeline import Pipeline
 from ..records import Cancelled
@@ -29,6 +27,7 @@ from ..training import Part, Trainer, TrainProgress, TrainSettings
 from . import calibration
 from .apply import Recipe
 from .cachefile import cache_folder
+from .lessons import Lesson, check_teacher, lessons_of, states_of
 from .plan import packable
 from .schemes import from_tensors, to_tensors
 from .sensitivity import OnOption
@@ -42,12 +41,9 @@ if TYPE_CHECKING:
 
 TRAINED = ("int4", "int4-row")
 BATCH, LARGE_BATCH = 8, 2
-DROPOUT = 0.1  # of captions, in a model that guidance is a second pass of
 CLIPS, LARGE_CLIPS = 128, 24  # that the model plays where there are no tokens
 CLIPS_SEED = 1_000_000  # far from the seeds of the clips that plans are judged by
 LEARNING_RATE = 0.003  # steps of the grid: more undoes what rounding by the inputs found
-LOSS = loss_named("forward-kl", cross_entropy=0.0)
-TRUE_TOKENS = 0.03  # the weight of their cross-entropy beside the KL, where there are any
 
 
 @dataclass(frozen=True)
@@ -109,6 +105,7 @@ def recover(
     steps: int | None = None,
     data: str | Path | None = None,
     weights: Sequence[float] | None = None,
+    teacher: Pipeline | None = None,
     judge: Judge | None = None,
     on_progress: OnOption | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -121,6 +118,7 @@ def recover(
         minutes, steps: the budget of training, one of the two.
         data: a token folder of real music, whose tokens count too; None lets the model play its own, once for all runs.
         weights: how much each codebook counts; all alike where None.
+        teacher: the model that the float one was distilled from, whose answers count a little too.
         judge: compares with the float model on tokens that are not trained on; one is made where None.
         on_progress, should_stop: told of, and asked before, every step.
 
@@ -128,16 +126,19 @@ def recover(
         The recipe with all tensors, trained or as they were where that is no better; and what came of it.
 
     Raises:
-        ValueError: a budget that is none, no tokens, tokens that are not this model's, or nothing to train.
+        ValueError: a budget that is none, no tokens, tokens that are not this model's, a teacher of other tokens or
+            guidance, or nothing to train.
         Cancelled: `should_stop` said so.
     """
     check_recovery(1.0 if minutes is None else minutes, recipe.schemes)
+    check_teacher(pipeline, teacher)
     if judge is None:
         judge = Judge(pipeline, _held_out(pipeline, data, on_progress, should_stop), weights=weights)
     folder = _played(pipeline, on_progress, should_stop) if data is None else Path(data)
     before = tensors_of(pipeline, recipe)
     kl_before = judge.divergence_of(twin(pipeline, recipe.schemes, before)).mean_kl()
-    session = Session(pipeline, recipe.schemes, before, folder, judge.weights, data is not None)
+    lessons = lessons_of(pipeline, folder, data is not None, teacher)
+    session = Session(pipeline, recipe.schemes, before, lessons, judge.weights)
     with tempfile.TemporaryDirectory(prefix="recovery-") as scratch:
         trainer = Trainer(session.student.decoder, _settings(minutes, steps), Path(scratch))
         try:
@@ -177,8 +178,7 @@ def tensors_of(pipeline: Pipeline, recipe: Recipe) -> dict[str, dict[str, Tensor
 
 
 class Session:
-    """The float model as teacher, its quantized twin as student, and their data, whose tokens count beside what the
-    teacher answers to them where they are true.
+    """The quantized twin of a float model as student, and the lessons that it is given: the float model's first.
 
     Attributes:
         student: a pipeline whose decoder has parameters where the plan has four bits.
@@ -189,48 +189,42 @@ class Session:
         pipeline: Pipeline,
         schemes: Mapping[str, str],
         tensors: Tensors,
-        folder: Path,
+        lessons: Sequence[Lesson],
         weights: tuple[float, ...] | None,
-        true_tokens: bool,
     ):
-        self._teacher, self._weights, self._names = pipeline, weights, trainable(schemes)
+        self._lessons, self._weights, self._names = lessons, weights, trainable(schemes)
         floats = packable(pipeline.modules)
         self.student = twin(pipeline, schemes, tensors, partial(_trained_form, floats))
         self.student.modules.requires_grad_(False)
         for name in self._names:
             self.student.modules.get_submodule(name).grid.requires_grad_(True)
-        config = pipeline.decoder.config
         self._size = LARGE_BATCH if is_large(pipeline) else BATCH
-        self._loss = replace(LOSS, cross_entropy=TRUE_TOKENS) if true_tokens else LOSS
-        self._at_once = 1 if config.text == "prepend" else self._size
-        frames = max(1, round(calibration.SECONDS * pipeline.frame_rate_hz))
-        scales = pipeline.guidance if isinstance(pipeline.guidance, ScaleRange) else None
-        dropout = DROPOUT if pipeline.guidance is None else 0.0
-        common = (config.delays, config.pad, frames, dropout, scales)
-        self._theirs = Batches(folder, "train", pipeline.text_encoder, *common)
-        self._ours = Batches(folder, "train", self.student.text_encoder, *common)
+        self._at_once = 1 if pipeline.decoder.config.text == "prepend" else self._size
+        self._windows = lessons[0].windows.read_by(self.student.text_encoder)
 
     def source(self, data: str | Path | None) -> str:
         """What it trains on, in words."""
-        count = len(self._theirs.dataset)
+        count = len(self._windows.dataset)
         return f"{count} clips that the model played itself" if data is None else f"{count} clips of the train split"
 
     def loss(self, rng: torch.Generator, progress: float) -> list[Part]:
         """One step's loss, in parts that the decoder takes at once."""
-        drawn = self._theirs.draw(rng, self._size)
-        whole = float(position_weights(self._theirs.valid(drawn), self._weights).sum())
+        drawn = self._windows.draw(rng, self._size)
+        whole = float(position_weights(self._windows.valid(drawn), self._weights).sum())
         starts = range(0, self._size, self._at_once)
         return [partial(self._part, drawn.rows(i, i + self._at_once), progress, whole) for i in starts]
 
     def _part(self, drawn: Drawn, progress: float, whole: float) -> dict[str, Tensor]:
         with torch.no_grad():
-            batch = self._theirs.batch(drawn)
-            wanted = _logits(self._teacher, batch)
-            ours = self._ours.batch(drawn)
-            states = _states(self.student, ours)
-        found = self.student.decoder.logits(ours.inputs, states, ours.heard)
+            batch = self._windows.batch(drawn)
+            states = states_of(self.student, batch)
+        found = self.student.decoder.logits(batch.inputs, states, batch.heard)
         weights = position_weights(batch.valid, self._weights)
-        return {"loss": distillation_loss(wanted, found, batch.targets, weights, self._loss, progress, whole).total}
+        losses = [
+            distillation_loss(lesson.answers(drawn), found, batch.targets, weights, lesson.loss, progress, whole).total
+            for lesson in self._lessons
+        ]
+        return {"loss": sum(losses)}
 
     def trained(self) -> dict[str, dict[str, Tensor]]:
         """The trained modules' tensors as they are stored."""
@@ -249,14 +243,6 @@ def _settings(minutes: float | None, steps: int | None) -> TrainSettings:
         log_every=1,
         checkpoint_every_s=math.inf,
     )
-
-
-def _states(pipeline: Pipeline, batch: Batch) -> Tensor:
-    return batch.states(pipeline.text_encoder.projection, pipeline.text_encoder.guidance)
-
-
-def _logits(pipeline: Pipeline, batch: Batch) -> Tensor:
-    return pipeline.decoder.logits(batch.inputs, _states(pipeline, batch), batch.heard)
 
 
 def _trained_form(
