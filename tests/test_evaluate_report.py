@@ -9,6 +9,7 @@ import torch
 from evaluation import make_assets, quick_judges, records
 from safetensors.torch import load_file, save_file
 from test_cli import run
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import tinymusician_core as tm
 from tinymusician_core.engine.threads import threads_for
@@ -153,9 +154,22 @@ def test_threads_are_those_that_were_asked_for(measured):
     assert {each["figures"]["threads"] for each in made["variants"]} == {threads}
     assert f"{threads} thread" in (folder / "report.md").read_text()
     with pytest.raises(ValueError, match="an evaluation whose threads was"):
-        evaluate(**QUICK | {"speed": True}, output=folder)
+        evaluate(**QUICK | {"speed": True, "threads": THREADS + 1}, output=folder)
     with pytest.raises(ValueError, match="threads must be a whole number from 1 to 1024, got 0"), threads_for(0):
         pass
+
+
+def test_torch_and_blas_compute_on_the_same_threads_and_then_on_theirs_again():
+    def threads() -> set[int]:
+        pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+        assert pools
+        return {torch.get_num_threads(), *pools}
+
+    with threadpool_limits(2, user_api="blas"):
+        before = threads()
+        with threads_for(1):
+            assert threads() == {1}
+        assert threads() == before
 
 
 def test_each_variant_plays_with_the_guidance_that_it_takes(guided, tmp_path):

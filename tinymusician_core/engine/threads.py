@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from ..checks import whole
 from .decoder import DecoderConfig
@@ -29,7 +30,7 @@ def step_threads(config: DecoderConfig) -> Iterator[None]:
 
 @contextmanager
 def threads_for(threads: int | None) -> Iterator[None]:
-    """So many CPU threads for torch in this process while the block lasts; None leaves them as they are.
+    """So many CPU threads for torch and NumPy's BLAS here while the block lasts; None leaves them as they are.
 
     Raises:
         ValueError: no whole number from 1 to `MOST_THREADS`.
@@ -40,6 +41,7 @@ def threads_for(threads: int | None) -> Iterator[None]:
     threads, before = whole("threads", threads, 1, MOST_THREADS), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        yield
+        with threadpool_limits(threads, user_api="blas"):
+            yield
     finally:
         torch.set_num_threads(before)
