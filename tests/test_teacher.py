@@ -142,6 +142,21 @@ def test_validation_reports_usual_and_longest_windows(tokenizer, tmp_path):
     assert found["validation_long_ce"] == pytest.approx(np.log(16), rel=0.1)
 
 
+def test_probes_that_only_look_learn_and_teach_nothing(tokenizer):
+    facts, codes, captions = [FIRST, SECOND], torch.arange(24).remainder(16).repeat(2, 4, 1), ["piano", "a waltz"]
+    model = small_teacher(tokenizer, classes_of(facts))
+
+    def gradients(**probed) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model(codes, captions, None, **probed)["loss"].backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain, looking, teaching = gradients(), gradients(facts=facts, probes_teach=False), gradients(facts=facts)
+    assert all(torch.equal(looking[name], plain[name]) for name in plain)
+    assert any(looking[name].any() for name in looking.keys() - plain.keys())
+    assert any(not torch.equal(teaching[name], plain[name]) for name in plain)
+
+
 def test_probes_train_with_the_teacher_and_stay_out_of_what_starts_from_it(tokenizer, tmp_path):
     facts = [FIRST, SECOND]
     torch.manual_seed(0)

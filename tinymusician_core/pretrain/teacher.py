@@ -28,6 +28,7 @@ LENGTHS = ((0.25, 0.1), (1, 0.2), (2, 0.3), (4, 0.4))  # windows of so many time
 LONGEST_S = WINDOW_S * max(longer for longer, _ in LENGTHS)
 STACKS = ("decoder.model.decoder.layers", "text_encoder.encoder.block", "enc_to_dec_proj")  # what Muon trains
 PROBE_WEIGHT = 0.2
+PROBES_LOOK = 0.15  # of training: so long probes that start afresh learn, before they teach what they look at
 SOON = 10  # frames: a probe of the music counts half as much here as at the beginning
 PROBES = ("text_probe.", "music_probe.")
 OTHERS_SHARE = 0.15  # of the windows: others play than those that the caption and the sound are of
@@ -39,7 +40,8 @@ class TeacherConfig:
     """Sizes of the language model and the text encoder, and how they are trained.
 
     `codebook_weights` follow what a listener loses with each codebook (the `figures` stage draws its codes at random
-    and measures) and how sure they can be: the first three are music as it is written, the last is how it sounds.
+    and measures) and how sure they can be: the first three are music as it is written, the last is how it sounds, and
+    has most to learn.
     """
 
     width: int = 256
@@ -52,7 +54,7 @@ class TeacherConfig:
     text_layers: int = 2
     condition_dropout: float = 0.12
     word_dropout: float = 0.05
-    codebook_weights: tuple[float, ...] = (3.0, 2.0, 1.0, 0.6)
+    codebook_weights: tuple[float, ...] = (3.0, 2.0, 1.0, 2.0)
 
     def decoder_config(self) -> MusicgenDecoderConfig:
         """MusicGen's decoder configuration of this size; the start token is the one after the last code."""
@@ -134,10 +136,12 @@ class TeacherTraining(nn.Module):
         rng: torch.Generator | None,
         facts: Sequence[Mapping] | None = None,
         untrue: Tensor | None = None,
+        probes_teach: bool = True,
     ) -> dict[str, Tensor]:
         """Codes [B,K,T] (-1 where a clip has ended, or a codebook is not known yet) and captions -> mean cross-entropy,
         and that of each codebook, in nats; with the facts of the pieces what the probes lose too, which counts in
-        `loss`. Codes that are `untrue` (bool [B,K,T]) are read, and not learnt."""
+        `loss`: it trains all below them where `probes_teach`, else them alone. Codes that are `untrue` (bool [B,K,T])
+        are read, and not learnt."""
         states, mask = self.text_states(captions, rng)
         start = self.config.codebook_size
         codes = codes.to(states.device)
@@ -157,9 +161,10 @@ class TeacherTraining(nn.Module):
         probed = {}
         if facts is not None:
             known = (states.detach() != 0).any(-1)  # dropped captions are zeros and tell nothing
+            seen, heard = (states, hidden) if probes_teach else (states.detach(), hidden.detach())
             early = 1 / (SOON + torch.arange(target.shape[2], device=target.device))
-            probed["text_facts"] = self.text_probe(states, facts, known.float())
-            probed["music_facts"] = self.music_probe(hidden, facts, early * (target[:, 0] != IGNORED))
+            probed["text_facts"] = self.text_probe(seen, facts, known.float())
+            probed["music_facts"] = self.music_probe(heard, facts, early * (target[:, 0] != IGNORED))
             loss = loss + PROBE_WEIGHT * sum(probed.values())
         return {"loss": loss, **probed, "ce": torch.stack(losses).mean(), **{f"ce{k}": x for k, x in enumerate(losses)}}
 
@@ -333,12 +338,13 @@ def train_teacher(
     frames, companies = round(WINDOW_S * FRAME_RATE_HZ), len(Vocabulary.read(work / "notes.json").players.companies)
     shares = torch.tensor([share for _, share in LENGTHS])
 
-    def loss(rng: torch.Generator, _: float) -> dict[str, Tensor]:
+    def loss(rng: torch.Generator, progress: float) -> dict[str, Tensor]:
         model.train()
         longer = LENGTHS[int(torch.multinomial(shares, 1, generator=rng))][0]
         codes, captions, records = train.draw(rng, max(1, round(batch / longer)), round(frames * longer))
         codes, untrue = let_others_play(codes, companies, rng)
-        return model(codes, captions, rng, [record["facts"] for record in records], untrue)
+        facts = [record["facts"] for record in records]
+        return model(codes, captions, rng, facts, untrue, probes_teach=start_from is None or progress > PROBES_LOOK)
 
     trainer.run(
         loss,
