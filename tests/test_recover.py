@@ -198,7 +198,7 @@ def test_the_teacher_comes_nearer_where_it_counts(student, tiny_family, tokens):
     teacher, recipe, apart = tm.load(tiny_family / "teacher"), recipe_of(student, UNIFORM), []
     dataset = TokenDataset(tokens, "validation")
     for counts in (None, teacher):
-        after, _ = recover.recover(student, recipe, steps=40, data=tokens, teacher=counts)
+        after, _ = recover.recover(student, recipe, steps=40, teacher=counts)
         apart.append(divergence_to(teacher, twin(student, recipe.schemes, after.tensors), dataset).mean())
     assert apart[1] < apart[0]
 

@@ -1,8 +1,8 @@
 """What a quantized model learns from while it recovers.
 
 The float model's answers, the forward KL to them the loss (arXiv 1503.02531, as `distill.loss` has it); where tokens
-are of real music some of their cross-entropy; and where the float model is a student, some of the KL to the model that
-it was distilled from.
+are of real music some of their cross-entropy; and where the float model is a student, some of what it was distilled
+with: the KL to its own teacher, and true tokens beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from . import calibration
 DROPOUT = 0.1  # of captions, in a model that guidance is a second pass of
 LOSS = loss_named("forward-kl", cross_entropy=0.0)
 TRUE_TOKENS = 0.03  # the weight of their cross-entropy beside the KL, where there are any
-TEACHERS = 0.1  # the weight of the KL to the float model's own teacher, where that is given
+TEACHERS = 0.2  # the weight of the KL to the float model's own teacher, where that is given
+TEACHERS_TOKENS = 0.5  # of true tokens beside that KL, as in a distillation: alone it would make them less likely
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,13 @@ class Lesson:
 def lessons_of(pipeline: Pipeline, folder: Path, true_tokens: bool, teacher: Pipeline | None = None) -> list[Lesson]:
     """The float model's lesson, in which tokens count too where they are true; and that of its teacher, where there is
     one."""
-    lessons = [Lesson(pipeline, _windows(pipeline, folder), replace(LOSS, cross_entropy=TRUE_TOKENS * true_tokens))]
+    given = [(pipeline, 1.0, TRUE_TOKENS)]
     if teacher is not None:
-        lessons.append(Lesson(teacher, _windows(teacher, folder), replace(LOSS, distillation=TEACHERS)))
-    return lessons
+        given.append((teacher, TEACHERS, TEACHERS * TEACHERS_TOKENS))
+    return [
+        Lesson(model, _windows(model, folder), replace(LOSS, distillation=answers, cross_entropy=tokens * true_tokens))
+        for model, answers, tokens in given
+    ]
 
 
 def _windows(pipeline: Pipeline, folder: Path) -> Batches:

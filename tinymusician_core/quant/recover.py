@@ -220,11 +220,11 @@ class Session:
             states = states_of(self.student, batch)
         found = self.student.decoder.logits(batch.inputs, states, batch.heard)
         weights = position_weights(batch.valid, self._weights)
-        losses = [
-            distillation_loss(lesson.answers(drawn), found, batch.targets, weights, lesson.loss, progress, whole).total
+        learnt = [
+            distillation_loss(lesson.answers(drawn), found, batch.targets, weights, lesson.loss, progress, whole)
             for lesson in self._lessons
         ]
-        return {"loss": sum(losses)}
+        return {"loss": sum(losses.total for losses in learnt), "kl": learnt[0].distillation}
 
     def trained(self) -> dict[str, dict[str, Tensor]]:
         """The trained modules' tensors as they are stored."""
@@ -263,7 +263,7 @@ def _teller(on_progress: OnOption | None) -> Callable[[TrainProgress], None] | N
         return None
 
     def tell(progress: TrainProgress) -> None:
-        on_progress(f"recovering, KL {progress.losses['loss']:.3g}", round(100 * progress.fraction), 100)
+        on_progress(f"recovering, KL {progress.losses['kl']:.3g}", round(100 * progress.fraction), 100)
 
     return tell
 
