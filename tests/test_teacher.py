@@ -142,6 +142,15 @@ def test_validation_reports_usual_and_longest_windows(tokenizer, tmp_path):
     assert found["validation_long_ce"] == pytest.approx(np.log(16), rel=0.1)
 
 
+def test_codebooks_count_by_their_weights_and_those_are_checked(tokenizer):
+    codes, captions = torch.arange(24).remainder(16).repeat(2, 4, 1), ["piano", "a waltz"]
+    losses = small_teacher(tokenizer, codebook_weights=(0.0, 0.0, 0.0, 2.0))(codes, captions, None)
+    assert losses["loss"] == losses["ce3"] != losses["ce0"]
+    for wrong in ((1.0, 2.0), (1.0, 1.0, 1.0, -1.0), (0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, float("nan"))):
+        with pytest.raises(ValueError, match="4 numbers of 0 or more, not all 0, are allowed"):
+            TeacherConfig(codebook_weights=wrong)
+
+
 def test_probes_that_only_look_learn_and_teach_nothing(tokenizer):
     facts, codes, captions = [FIRST, SECOND], torch.arange(24).remainder(16).repeat(2, 4, 1), ["piano", "a waltz"]
     model = small_teacher(tokenizer, classes_of(facts))

@@ -62,6 +62,12 @@ OPTIONS = {
     },
     "patience": {"type": int, "help": "end after so many validations on end without progress (default: go on)"},
     "batch": {"type": int, "help": "windows a step (default %(default)d)"},
+    "codebook_weights": {
+        "type": float,
+        "nargs": "+",
+        "metavar": "WEIGHT",
+        "help": "how much each counts (default: by what a listener loses with it)",
+    },
 }
 
 
@@ -134,12 +140,13 @@ def teacher(
     learning_rate: float = 1.5e-3,
     start_from: Path | None = None,
     patience: int | None = None,
+    codebook_weights: list[float] | None = None,
     device: str = "cpu",
 ) -> None:
     """Train the text encoder and the language model on the tokens."""
     from tinymusician_core.pretrain.teacher import train_teacher
 
-    train_teacher(work, minutes, batch, learning_rate, device, start_from, patience)
+    train_teacher(work, minutes, batch, learning_rate, device, start_from, patience, codebook_weights)
 
 
 def listener(work: Path, minutes: float = 60, learning_rate: float = 2e-3, start_from: Path | None = None) -> None:

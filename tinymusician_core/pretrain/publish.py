@@ -30,8 +30,7 @@ TEACHER = (
     "python -m tinymusician_core.pretrain notes --work WORK, then teacher --minutes 75, stopped at step 900; "
     "then tokens, and teacher --minutes 95, stopped at step 1,367; then teacher --minutes 165; then, from that one "
     "(--start-from), teacher --minutes 60 --learning-rate 6e-4, up to step 760 on the notes of audio --hours 66, from "
-    "there on the tokens of audio --hours 20; then, from that one, in a WORK with tokens of half of audio --hours 66 "
-    "and, by tokens --unheard, of the notes of all of it, teacher --minutes 53 --learning-rate 2e-4"
+    "there on the tokens of audio --hours 20"
 )
 RECIPES = {
     "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 27 --start-from CODEC, which had "
@@ -46,14 +45,11 @@ RECIPES = {
     "models/teacher": TEACHER,
     "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 4 "
     "--minutes 75 --batch 3 --seconds 40 --shortest 5 -o STUDENT, on the teacher as it was before and tokens of audio "
-    "--hours 35; then, on the teacher as it was before its last training and tokens of audio --hours 20, the same with "
-    "--minutes 25 --start-from that one; then, on the teacher as it is and tokens of half of audio --hours 66, the "
-    "same with --temperature 4:1 --minutes 23 --start-from that one; then python -m tinymusician_core.pretrain "
-    "publish-student --student STUDENT",
-    "models/quantized": "tinymusician quantize --model assets/models/student --teacher assets/models/teacher "
-    "--data WORK/tokens --max-mb 5.8 --schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare --recover 10 "
-    "-o QUANTIZED, with tokens of half of the 66 hours; then python -m tinymusician_core.pretrain publish-quantized "
-    "--quantized QUANTIZED",
+    "--hours 35; then, on the teacher as it is and tokens of audio --hours 20, the same with --minutes 25 --start-from "
+    "that one; then python -m tinymusician_core.pretrain publish-student --student STUDENT",
+    "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens --max-mb 5.8 "
+    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare --recover 12 -o QUANTIZED, with tokens of half "
+    "of the 66 hours; then python -m tinymusician_core.pretrain publish-quantized --quantized QUANTIZED",
     "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, some pieces drawn more often "
     "by hand; then, from that one (--start-from) and in a WORK with half of audio --hours 66, listener --minutes 35 "
     "--learning-rate 1e-3; then publish-listener",
@@ -61,22 +57,22 @@ RECIPES = {
     "pictures": "python -m tests.e2e.screenshots",
     "reports/ablation": "tinymusician ablate PLAN.json -o DIR --runs RUNS, with the plan that lies there; "
     "its data are WORK/tokens",
-    "reports/ablation-temperatures": "the same, with that plan, on the teacher as it was two trainings ago",
-    "reports/ablation-layers": "the same, with that plan, on the teacher as it was two trainings ago",
+    "reports/ablation-temperatures": "the same, with that plan, on the teacher as it was before its last hour",
+    "reports/ablation-layers": "the same, with that plan, on the teacher as it was before its last hour",
     "reports/evaluation": "tinymusician evaluate --threads 1 -o DIR, whose report that is",
     "reports/steadiness": "tinymusician evaluate --seconds 30 --prompts in-domain --clips 50 --threads 1 "
     "-o DIR, whose report that is",
     "reports/plan-teacher": "tinymusician quantize --model teacher --data WORK/tokens --max-mb 12 "
     "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare -o DIR, whose report that is; on the teacher as it "
-    "was two trainings ago",
+    "was before its last hour",
     "reports/one-pass": "tinymusician distill --teacher student --data WORK/tokens --layers 4 --guidance fixed:2 "
     "--cross-entropy 0 --dropout 0 --loss forward-kl --batch 4 --seconds 20 --shortest 5 --learning-rate 1e-4 "
     "--minutes 10 -o one-pass, with tokens of six of the 66 hours; then tinymusician evaluate --threads 1 "
-    "--models student,one-pass -o DIR, whose report that is, with the student as it was before its last training, and "
-    "the codec and the listener before theirs",
+    "--models student,one-pass -o DIR, whose report that is, with the codec and the listener as they were before their "
+    "last training",
     "reports/recovered": "tinymusician quantize --model student --data WORK/tokens --max-mb 4.2 "
-    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --recover 5 -o DIR, whose report that is, with the student "
-    "as it was before its last training, the codec before its own, and without a weight for true tokens",
+    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --recover 5 -o DIR, whose report that is, with the codec as it "
+    "was before its last training, and without a weight for true tokens",
     "reports/bench": "tinymusician bench -o assets/reports/bench",
     "reports/bench-again": "the same command as reports/bench, some minutes later",
 }

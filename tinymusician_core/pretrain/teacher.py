@@ -3,6 +3,7 @@ small T5 encoder beside it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ class TeacherConfig:
     """Sizes of the language model and the text encoder, and how they are trained.
 
     `codebook_weights` follow what a listener loses with each codebook (the `figures` stage draws its codes at random
-    and measures) and how sure they can be: the first three are music as it is written, the last is how it sounds, and
-    has most to learn.
+    and measures) and how sure they can be: the first three are music as it is written, the last is how it sounds.
+    ValueError unless they are as many as the codebooks, none below 0 and one above.
     """
 
     width: int = 256
@@ -54,7 +55,15 @@ class TeacherConfig:
     text_layers: int = 2
     condition_dropout: float = 0.12
     word_dropout: float = 0.05
-    codebook_weights: tuple[float, ...] = (3.0, 2.0, 1.0, 2.0)
+    codebook_weights: tuple[float, ...] = (3.0, 2.0, 1.0, 0.6)
+
+    def __post_init__(self) -> None:
+        weights = self.codebook_weights
+        if len(weights) != self.codebooks or not (min(weights) >= 0.0 and 0.0 < sum(weights) < math.inf):
+            raise ValueError(
+                f"the codebook weights are {', '.join(f'{weight:g}' for weight in weights)}; "
+                f"{self.codebooks} numbers of 0 or more, not all 0, are allowed"
+            )
 
     def decoder_config(self) -> MusicgenDecoderConfig:
         """MusicGen's decoder configuration of this size; the start token is the one after the last code."""
@@ -304,6 +313,7 @@ def train_teacher(
     device: str = "cpu",
     start_from: Path | None = None,
     patience: int | None = None,
+    codebook_weights: Sequence[float] | None = None,
 ) -> None:
     """Train (or go on training) in `work/teacher` on `work/tokens`; a new teacher may start from an earlier one's
     weights, with a fresh optimiser. With `patience` it ends when so many validations on end, five minutes apart, have
@@ -312,13 +322,16 @@ def train_teacher(
     A step sees `batch` windows of WINDOW_S, or fewer longer ones, or more shorter ones, in the shares of LENGTHS, so
     that the model knows the positions of long clips, and beginnings, where the caption tells most; every step costs
     about the same.
+
+    Raises:
+        ValueError: no tokens, words that the teacher in `work` was not begun with, no teacher to start from, or
+            codebook weights that `TeacherConfig` does not allow.
     """
+    config = TeacherConfig() if codebook_weights is None else TeacherConfig(codebook_weights=tuple(codebook_weights))
     train, held_out = TokenDataset(work / "tokens", "train"), TokenDataset(work / "tokens", "validation")
     tokenizer = words_of((c for r in train.records for c in r["captions"]), work / "teacher")
     torch.manual_seed(0)
-    model = TeacherTraining(
-        TeacherConfig(), tokenizer, classes_of([r["facts"] for r in train.records + held_out.records])
-    )
+    model = TeacherTraining(config, tokenizer, classes_of([r["facts"] for r in train.records + held_out.records]))
     begin(model, work / "teacher", start_from)
     settings = TrainSettings(
         learning_rate=learning_rate,
