@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from threadpoolctl import threadpool_limits
 
 from ..checks import whole
 from .decoder import DecoderConfig
@@ -38,6 +37,8 @@ def threads_for(threads: int | None) -> Iterator[None]:
     if threads is None:
         yield
         return
+    from threadpoolctl import threadpool_limits  # not needed where models are trained
+
     threads, before = whole("threads", threads, 1, MOST_THREADS), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
