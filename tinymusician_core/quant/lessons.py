@@ -50,13 +50,12 @@ class Lesson:
 def lessons_of(pipeline: Pipeline, folder: Path, true_tokens: bool, teacher: Pipeline | None = None) -> list[Lesson]:
     """The float model's lesson, in which tokens count too where they are true; and that of its teacher, where there is
     one."""
-    given = [(pipeline, 1.0, TRUE_TOKENS)]
+    tokens, windows = float(true_tokens), _windows(pipeline, folder)
+    lessons = [Lesson(pipeline, windows, replace(LOSS, cross_entropy=TRUE_TOKENS * tokens))]
     if teacher is not None:
-        given.append((teacher, TEACHERS, TEACHERS * TEACHERS_TOKENS))
-    return [
-        Lesson(model, _windows(model, folder), replace(LOSS, distillation=answers, cross_entropy=tokens * true_tokens))
-        for model, answers, tokens in given
-    ]
+        loss = replace(LOSS, distillation=TEACHERS, cross_entropy=TEACHERS * TEACHERS_TOKENS * tokens)
+        lessons.append(Lesson(teacher, windows.read_by(teacher.text_encoder), loss))
+    return lessons
 
 
 def _windows(pipeline: Pipeline, folder: Path) -> Batches:
