@@ -21,7 +21,7 @@ from tinymusician_core.quant.plan import Plan
 from tinymusician_core.quant.recover import Session, tensors_of, trainable
 from tinymusician_core.quant.schemes import from_tensors, to_tensors
 from tinymusician_core.quant.straight import Passing, StraightEmbedding, StraightLinear, grid_of
-from tinymusician_core.quant.trial import Judge
+from tinymusician_core.quant.trial import Harm, Judge
 from tinymusician_core.quant.twin import shared_copy, twin
 from tinymusician_core.records import Cancelled
 from tinymusician_core.tokens import TokenDataset, write_tokens
@@ -199,9 +199,34 @@ def test_the_teacher_comes_nearer_where_it_counts(student, tiny_family, tokens, 
     teacher, recipe, apart = tm.load(tiny_family / "teacher"), recipe_of(student, UNIFORM), []
     dataset = TokenDataset(tokens, "validation")
     for counts in (None, teacher):
-        after, _ = recover.recover(student, recipe, steps=40, teacher=counts)
+        after, found = recover.recover(student, recipe, steps=40, teacher=counts)
         apart.append(divergence_to(teacher, twin(student, recipe.schemes, after.tensors), dataset).mean())
+        assert (found.teacher_kl_before is None) == (counts is None)
+        assert ("and that to the teacher from" in found.sentence()) == (counts is not None)
     assert apart[1] < apart[0]
+    assert found.kept
+
+
+@pytest.mark.parametrize(("counts", "kept"), [(1e-9, False), (1e9, True)])
+def test_what_is_kept_is_judged_as_it_was_trained(student, tiny_family, monkeypatch, counts, kept):
+    apart = iter([0.1, 3.0, 0.2, 2.0])  # from the student and from the teacher, before and after
+    monkeypatch.setattr(lessons, "TEACHERS", counts)
+    monkeypatch.setattr(Judge, "divergence_of", lambda self, other: Harm((next(apart),) * 4, 0.0))
+    recipe = recipe_of(student, UNIFORM)
+    _, found = recover.recover(student, recipe, steps=1, teacher=tm.load(tiny_family / "teacher"))
+    assert found.kept == kept
+    told = (found.kl_before, found.teacher_kl_before, found.kl_after, found.teacher_kl_after)
+    assert told == pytest.approx((0.1, 3.0, 0.2, 2.0))
+
+
+def test_the_progress_shows_the_divergence_alone(student, tokens):
+    recipe, told = recipe_of(student, UNIFORM), []
+    judge = Judge(student, calibration.from_folder(student, tokens, "validation", 2, 8))
+    recover.recover(student, recipe, steps=2, data=tokens, judge=judge, on_progress=lambda what, *_: told.append(what))
+    shown = [float(what.rpartition(" ")[2]) for what in told if what.startswith("recovering, KL ")]
+    before = judge.divergence_of(twin(student, recipe.schemes, tensors_of(student, recipe))).mean_kl()
+    assert shown
+    assert all(0 < kl < 10 * before for kl in shown)
 
 
 @pytest.mark.parametrize("plan", [UNIFORM, MIXED])
@@ -230,7 +255,7 @@ def test_what_is_no_better_is_not_kept(student, tokens, monkeypatch):
     after, found = recover.recover(student, recipe, steps=12, data=tokens)
     assert not found.kept
     assert found.kl_after >= found.kl_before
-    assert "that is not lower, so the weights from before it were kept" in found.sentence()
+    assert "that is no better, so the weights from before it were kept" in found.sentence()
     wanted = tensors_of(student, recipe)
     assert all(torch.equal(after.tensors[n][key], wanted[n][key]) for n in wanted for key in wanted[n])
 

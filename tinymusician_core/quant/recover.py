@@ -52,9 +52,11 @@ class Recovered:
 
     Attributes:
         kl_before, kl_after: KL(float || quantized) of the next token, nats a token, before and after.
-        kept: whether the trained weights are what is stored.
+        kept: whether the trained weights are what is stored: the KL has fallen or, where a teacher counts, the sum of
+            the two KLs as the training weighs them.
         steps, minutes: of training.
         tokens: what it was trained on, in words.
+        teacher_kl_before, teacher_kl_after: KL(teacher || quantized) likewise; None without a teacher.
     """
 
     kl_before: float
@@ -63,14 +65,18 @@ class Recovered:
     steps: int
     minutes: float
     tokens: str
+    teacher_kl_before: float | None = None
+    teacher_kl_after: float | None = None
 
     def sentence(self) -> str:
         """What happened, in words."""
         spent = f"{self.steps} steps of recovery in {self.minutes:.2g} minutes"
         change = f"KL from {self.kl_before:.3g} to {self.kl_after:.3g} nats a token, held out"
+        if self.teacher_kl_before is not None:
+            change += f", and that to the teacher from {self.teacher_kl_before:.3g} to {self.teacher_kl_after:.3g}"
         if self.kept:
             return f"{spent} brought the {change}"
-        return f"{spent} took the {change}: that is not lower, so the weights from before it were kept"
+        return f"{spent} took the {change}: that is no better, so the weights from before it were kept"
 
     def as_dict(self) -> dict:
         """Every figure by name, ready for JSON."""
@@ -136,8 +142,14 @@ def recover(
         judge = Judge(pipeline, _held_out(pipeline, data, on_progress, should_stop), weights=weights)
     folder = _played(pipeline, on_progress, should_stop) if data is None else Path(data)
     before = tensors_of(pipeline, recipe)
-    kl_before = judge.divergence_of(twin(pipeline, recipe.schemes, before)).mean_kl()
     lessons = lessons_of(pipeline, folder, data is not None, teacher)
+    judges = [judge, *(Judge(lesson.model, judge.calibration, weights=judge.weights) for lesson in lessons[1:])]
+
+    def kls(tensors: Tensors) -> list[float]:
+        made = twin(pipeline, recipe.schemes, tensors)
+        return [each.divergence_of(made).mean_kl() for each in judges]
+
+    kls_before = kls(before)
     session = Session(pipeline, recipe.schemes, before, lessons, judge.weights)
     with tempfile.TemporaryDirectory(prefix="recovery-") as scratch:
         trainer = Trainer(session.student.decoder, _settings(minutes, steps), Path(scratch))
@@ -149,10 +161,11 @@ def recover(
             raise Cancelled(f"stopped after {trainer.step} steps of recovery")
         trainer.model.load_state_dict(trainer.averaged_state())
     after = before | session.trained()
-    kl_after = judge.divergence_of(twin(pipeline, recipe.schemes, after)).mean_kl()
-    found = Recovered(
-        kl_before, kl_after, kl_after < kl_before, trainer.step, trainer.elapsed_s / 60, session.source(data)
-    )
+    kls_after = kls(after)
+    kept = _weighed(lessons, kls_after) < _weighed(lessons, kls_before)
+    (kl_before, *teachers_before), (kl_after, *teachers_after) = kls_before, kls_after
+    spent = (trainer.step, trainer.elapsed_s / 60, session.source(data))
+    found = Recovered(kl_before, kl_after, kept, *spent, *teachers_before, *teachers_after)
     return replace(recipe, tensors=after if found.kept else before), found
 
 
@@ -229,6 +242,11 @@ class Session:
     def trained(self) -> dict[str, dict[str, Tensor]]:
         """The trained modules' tensors as they are stored."""
         return {name: self.student.modules.get_submodule(name).stored() for name in self._names}
+
+
+def _weighed(lessons: Sequence[Lesson], kls: Sequence[float]) -> float:
+    """The KLs to the lessons' models as they count in the loss."""
+    return sum(lesson.loss.distillation * kl for lesson, kl in zip(lessons, kls, strict=True))
 
 
 def _settings(minutes: float | None, steps: int | None) -> TrainSettings:

@@ -141,6 +141,10 @@ class Judge:
         moments: the inputs' second moments by module, from other tokens than these; None rounds without them.
         weights: how much each codebook counts, as `Harm` has them.
 
+    Attributes:
+        calibration, weights: as given.
+        packs: what packs the modules under trial.
+
     Raises:
         ValueError: another number of weights than of codebooks, or one that is not above 0.
     """
@@ -152,7 +156,7 @@ class Judge:
         moments: Mapping[str, Tensor] | None = None,
         weights: Sequence[float] | None = None,
     ):
-        self._pipeline, self._calibration = pipeline, calibration
+        self._pipeline, self.calibration = pipeline, calibration
         self.weights = None if weights is None else tuple(float(weight) for weight in weights)
         if self.weights is not None and (len(self.weights) != self._codebooks or not all(map(_counts, self.weights))):
             raise ValueError(f"weights must be {self._codebooks} numbers above 0, one a codebook, got {weights!r}")
@@ -164,7 +168,7 @@ class Judge:
 
     @torch.inference_mode()
     def _encode(self, pipeline: Pipeline) -> tuple[Tensor, Tensor]:
-        return pipeline.text_encoder.encode_each(self._calibration.prompts)
+        return pipeline.text_encoder.encode_each(self.calibration.prompts)
 
     @torch.inference_mode()
     def _logits(
@@ -173,11 +177,11 @@ class Judge:
         """The logits of every batch of windows; from layer `first` on, with what that was given when it was to `keep`
         that."""
         for given, (some, rows, mask) in zip(self._given, batches(self._pipeline, states), strict=True):
-            inputs = self._calibration.inputs[some]
+            inputs = self.calibration.inputs[some]
             yield pipeline.decoder.logits(inputs, rows, mask, given if keep or first else None, first)
 
     def _decode(self) -> Tensor:
-        return self._pipeline.codec.decode(self._calibration.codes[:CODEC_WINDOWS].clamp_min(0))
+        return self._pipeline.codec.decode(self.calibration.codes[:CODEC_WINDOWS].clamp_min(0))
 
     @torch.inference_mode()
     def divergence_of(self, other: Pipeline) -> Harm:
@@ -186,13 +190,13 @@ class Judge:
 
     def _apart(self, states: tuple[Tensor, Tensor], pipeline: Pipeline, first: int = 0) -> Tensor:
         """The KL over all positions of a window and codebook, float64 [R,K]."""
-        valid = [self._calibration.valid[some] for some, *_ in batches(self._pipeline, states)]
+        valid = [self.calibration.valid[some] for some, *_ in batches(self._pipeline, states)]
         found = zip(self._wanted, self._logits(states, pipeline, first), valid, strict=True)
         return torch.cat([(kl(wanted, log_probs(had)) * counts).sum(dim=2).double() for wanted, had, counts in found])
 
     def _harm(self, apart: Tensor, codec: float = 0.0) -> Harm:
         """The means over positions of what `_apart` gives."""
-        counts = self._calibration.valid.sum(dim=2)
+        counts = self.calibration.valid.sum(dim=2)
         means = (apart.sum(dim=0) / counts.sum(dim=0)).clamp_min(0.0).tolist()
         each = (apart / counts.clamp_min(1)).clamp_min(0.0).tolist()
         windows = tuple(Harm(tuple(window), 0.0, self.weights).mean_kl() for window in each)
@@ -208,7 +212,7 @@ class Judge:
         changed = [name for name, scheme in schemes.items() if scheme != "fp32"]
         parts = {name.partition(".")[0] for name in changed}
         with tried(self._pipeline.modules, schemes, self.packs):
-            apart = torch.zeros(len(self._calibration.codes), self._codebooks, dtype=torch.float64)
+            apart = torch.zeros(len(self.calibration.codes), self._codebooks, dtype=torch.float64)
             if parts - {"codec"}:
                 apart = self._as_they_stand(changed)
             return self._harm(apart, self.codec_error() if "codec" in parts else 0.0)
@@ -224,7 +228,7 @@ class Judge:
 
     @property
     def _codebooks(self) -> int:
-        return self._calibration.codes.shape[1]
+        return self.calibration.codes.shape[1]
 
 
 def _layer(name: str, layers: int) -> int:
