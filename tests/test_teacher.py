@@ -1,5 +1,6 @@
 """The tokenizer and the training of the teacher, on models of a few thousand weights."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from tinymusician_core.bundle import load_parts
+from tinymusician_core.pretrain import teacher
 from tinymusician_core.pretrain.facts import FACTS, classes_of
+from tinymusician_core.pretrain.notes import Companies, HarmonyStates, Vocabulary
 from tinymusician_core.pretrain.teacher import (
     TeacherConfig,
     TeacherTraining,
@@ -20,11 +23,12 @@ from tinymusician_core.pretrain.teacher import (
 )
 from tinymusician_core.pretrain.vocabulary import build_tokenizer
 from tinymusician_core.tokens import TokenDataset, write_tokens
-from tinymusician_core.training import Trainer, TrainSettings
+from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FIRST = dict.fromkeys(FACTS, "a")
 SECOND = dict.fromkeys(FACTS, "b")
+SMALL = {"width": 32, "layers": 1, "heads": 2, "ffn": 48, "codebook_size": 16, "text_width": 16, "text_layers": 1}
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +45,7 @@ def test_the_tokenizer_reads_prompts_as_people_write_them(tokenizer):
 
 def test_the_teacher_starts_at_chance_and_learns(tokenizer):
     torch.manual_seed(0)
-    sizes = TeacherConfig(width=32, layers=2, heads=2, ffn=48, codebook_size=16, text_width=16, text_layers=1)
-    model, rng = TeacherTraining(sizes, tokenizer), torch.Generator().manual_seed(0)
+    model, rng = small_teacher(tokenizer, layers=2), torch.Generator().manual_seed(0)
     codes = (torch.arange(30)[None, None] + torch.arange(4)[None, :, None]).remainder(16).repeat(2, 1, 1)
     codes[1, :, 20:] = -1
     captions = ["a calm piano waltz", "piano"]
@@ -58,17 +61,14 @@ def test_the_teacher_starts_at_chance_and_learns(tokenizer):
 
 
 def test_a_dropped_caption_is_zero_states(tokenizer):
-    sizes = TeacherConfig(
-        width=32, layers=1, heads=2, ffn=48, codebook_size=16, text_width=16, text_layers=1, condition_dropout=1.0
-    )
-    states, mask = TeacherTraining(sizes, tokenizer).text_states(["a calm piano waltz", "piano"], torch.Generator())
+    model = small_teacher(tokenizer, condition_dropout=1.0)
+    states, mask = model.text_states(["a calm piano waltz", "piano"], torch.Generator())
     assert not states.any()
     assert mask.all()
 
 
 def small_teacher(tokenizer, classes=None, **changes):
-    sizes = {"width": 32, "layers": 1, "heads": 2, "ffn": 48, "codebook_size": 16, "text_width": 16, "text_layers": 1}
-    return TeacherTraining(TeacherConfig(**sizes | changes), tokenizer, classes)
+    return TeacherTraining(TeacherConfig(**SMALL | changes), tokenizer, classes)
 
 
 @pytest.fixture
@@ -185,6 +185,50 @@ def test_probes_train_with_the_teacher_and_stay_out_of_what_starts_from_it(token
     assert carry_over(heir, tmp_path) == 0
     model.load_state_dict(trainer.average)
     assert torch.equal(heir(codes, captions, None)["loss"], model(codes, captions, None)["loss"])
+
+
+class Enough(Exception):
+    """Raised to stop a training in its middle."""
+
+
+@pytest.fixture
+def lessons(tmp_path, monkeypatch):
+    """`lessons(minutes, ...)` trains a small teacher in a work folder, for 20 steps at most: whether its probes taught,
+    step by step."""
+    clips = [torch.randint(16, (4, 90), generator=torch.Generator().manual_seed(n)) for n in range(3)]
+    for split in ("train", "validation"):
+        records = [{"captions": ["a calm piano waltz"], "bars": [0, 10], "facts": fact} for fact in (FIRST, SECOND)]
+        write_tokens(tmp_path / "tokens", split, clips[:2], records)
+    Vocabulary(HarmonyStates(((), (97,))), Companies(((0,),))).write(tmp_path / "notes.json")
+    monkeypatch.setattr(teacher, "TeacherConfig", lambda **given: TeacherConfig(**SMALL | given))
+    plain = TeacherTraining.forward
+
+    def train(minutes: float, **how) -> list[bool]:
+        taught: list[bool] = []
+
+        def forward(self, codes, captions, rng, *rest, **options):
+            if rng is not None:
+                if len(taught) == 20:
+                    raise Enough
+                taught.append(options["probes_teach"])
+            return plain(self, codes, captions, rng, *rest, **options)
+
+        monkeypatch.setattr(TeacherTraining, "forward", forward)
+        with suppress(Enough):
+            teacher.train_teacher(tmp_path, minutes, batch=2, **how)
+        return taught
+
+    return train
+
+
+def test_probes_teach_from_the_first_step_unless_the_teacher_began_from_another(lessons, earlier, tmp_path):
+    folder, _ = earlier
+    assert set(lessons(60)) == {True}, "one that begins from nothing"
+    assert not (tmp_path / "teacher" / CHECKPOINT).exists()
+    assert set(lessons(60, start_from=folder)) == {False}, "one that goes on from another"
+    assert lessons(1e-4, start_from=folder)
+    assert (tmp_path / "teacher" / CHECKPOINT).exists()
+    assert set(lessons(60)) == {False}, "the same, resumed"
 
 
 def test_others_play_from_beginning_to_end_and_what_is_then_untrue_is_not_learnt(tokenizer):

@@ -30,6 +30,7 @@ LONGEST_S = WINDOW_S * max(longer for longer, _ in LENGTHS)
 STACKS = ("decoder.model.decoder.layers", "text_encoder.encoder.block", "enc_to_dec_proj")  # what Muon trains
 PROBE_WEIGHT = 0.2
 PROBES_LOOK = 0.15  # of training: so long probes that start afresh learn, before they teach what they look at
+EARLIER = "started-from"  # beside the checkpoint: the teacher that it began from
 SOON = 10  # frames: a probe of the music counts half as much here as at the beginning
 PROBES = ("text_probe.", "music_probe.")
 OTHERS_SHARE = 0.15  # of the windows: others play than those that the caption and the sound are of
@@ -282,11 +283,18 @@ def words_of(captions: Iterable[str], folder: Path) -> PreTrainedTokenizerFast:
     return earlier
 
 
-def begin(model: TeacherTraining, folder: Path, start_from: Path | None) -> None:
-    """Make a model ready for training in `folder`: start from an earlier teacher, unless one has begun there."""
-    if start_from is not None and not (folder / CHECKPOINT).exists():
-        new = carry_over(model, start_from)
-        print(f"teacher: starts from {start_from}; {new} of {len(model.tokenizer)} words are new", flush=True)
+def begin(model: TeacherTraining, folder: Path, start_from: Path | None) -> bool:
+    """Make a model ready for training in `folder`: start from an earlier teacher, unless one has begun there. Returns
+    whether the one in `folder` has begun so, now or before."""
+    earlier = folder / EARLIER
+    if not (folder / CHECKPOINT).exists():
+        earlier.unlink(missing_ok=True)
+        if start_from is not None:
+            new = carry_over(model, start_from)
+            folder.mkdir(parents=True, exist_ok=True)
+            earlier.write_text(f"{start_from}\n", encoding="utf-8")
+            print(f"teacher: starts from {start_from}; {new} of {len(model.tokenizer)} words are new", flush=True)
+    return earlier.exists()
 
 
 @torch.no_grad()
@@ -332,7 +340,7 @@ def train_teacher(
     tokenizer = words_of((c for r in train.records for c in r["captions"]), work / "teacher")
     torch.manual_seed(0)
     model = TeacherTraining(config, tokenizer, classes_of([r["facts"] for r in train.records + held_out.records]))
-    begin(model, work / "teacher", start_from)
+    goes_on = begin(model, work / "teacher", start_from)
     settings = TrainSettings(
         learning_rate=learning_rate,
         minutes=minutes,
@@ -357,7 +365,7 @@ def train_teacher(
         codes, captions, records = train.draw(rng, max(1, round(batch / longer)), round(frames * longer))
         codes, untrue = let_others_play(codes, companies, rng)
         facts = [record["facts"] for record in records]
-        return model(codes, captions, rng, facts, untrue, probes_teach=start_from is None or progress > PROBES_LOOK)
+        return model(codes, captions, rng, facts, untrue, probes_teach=not goes_on or progress > PROBES_LOOK)
 
     trainer.run(
         loss,
