@@ -221,7 +221,7 @@ def lessons(tmp_path, monkeypatch):
     return train
 
 
-def test_probes_teach_from_the_first_step_unless_the_teacher_began_from_another(lessons, earlier, tmp_path):
+def test_probes_teach_unless_the_teacher_began_from_another(lessons, earlier, tmp_path):
     folder, _ = earlier
     assert set(lessons(60)) == {True}, "one that begins from nothing"
     assert not (tmp_path / "teacher" / CHECKPOINT).exists()

@@ -29,7 +29,6 @@ LENGTHS = ((0.25, 0.1), (1, 0.2), (2, 0.3), (4, 0.4))  # windows of so many time
 LONGEST_S = WINDOW_S * max(longer for longer, _ in LENGTHS)
 STACKS = ("decoder.model.decoder.layers", "text_encoder.encoder.block", "enc_to_dec_proj")  # what Muon trains
 PROBE_WEIGHT = 0.2
-PROBES_LOOK = 0.15  # of training: so long probes that start afresh learn, before they teach what they look at
 EARLIER = "started-from"  # beside the checkpoint: the teacher that it began from
 SOON = 10  # frames: a probe of the music counts half as much here as at the beginning
 PROBES = ("text_probe.", "music_probe.")
@@ -324,8 +323,9 @@ def train_teacher(
     codebook_weights: Sequence[float] | None = None,
 ) -> None:
     """Train (or go on training) in `work/teacher` on `work/tokens`; a new teacher may start from an earlier one's
-    weights, with a fresh optimiser. With `patience` it ends when so many validations on end, five minutes apart, have
-    brought nothing, and the best weights are those to keep.
+    weights, with a fresh optimiser. Its probes start afresh too and only look: what they do not know yet would pull at
+    what it knows. With `patience` it ends when so many validations on end, five minutes apart, have brought nothing,
+    and the best weights are those to keep.
 
     A step sees `batch` windows of WINDOW_S, or fewer longer ones, or more shorter ones, in the shares of LENGTHS, so
     that the model knows the positions of long clips, and beginnings, where the caption tells most; every step costs
@@ -340,7 +340,7 @@ def train_teacher(
     tokenizer = words_of((c for r in train.records for c in r["captions"]), work / "teacher")
     torch.manual_seed(0)
     model = TeacherTraining(config, tokenizer, classes_of([r["facts"] for r in train.records + held_out.records]))
-    goes_on = begin(model, work / "teacher", start_from)
+    afresh = not begin(model, work / "teacher", start_from)
     settings = TrainSettings(
         learning_rate=learning_rate,
         minutes=minutes,
@@ -359,13 +359,13 @@ def train_teacher(
     frames, companies = round(WINDOW_S * FRAME_RATE_HZ), len(Vocabulary.read(work / "notes.json").players.companies)
     shares = torch.tensor([share for _, share in LENGTHS])
 
-    def loss(rng: torch.Generator, progress: float) -> dict[str, Tensor]:
+    def loss(rng: torch.Generator, _: float) -> dict[str, Tensor]:
         model.train()
         longer = LENGTHS[int(torch.multinomial(shares, 1, generator=rng))][0]
         codes, captions, records = train.draw(rng, max(1, round(batch / longer)), round(frames * longer))
         codes, untrue = let_others_play(codes, companies, rng)
         facts = [record["facts"] for record in records]
-        return model(codes, captions, rng, facts, untrue, probes_teach=not goes_on or progress > PROBES_LOOK)
+        return model(codes, captions, rng, facts, untrue, probes_teach=afresh)
 
     trainer.run(
         loss,
