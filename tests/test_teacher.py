@@ -229,6 +229,9 @@ def test_probes_teach_unless_the_teacher_began_from_another(lessons, earlier, tm
     assert lessons(1e-4, start_from=folder)
     assert (tmp_path / "teacher" / CHECKPOINT).exists()
     assert set(lessons(60)) == {False}, "the same, resumed"
+    assert set(lessons(60, probes="teach")) == {True}, "and told to"
+    with pytest.raises(ValueError, match="probes are to 'rest'; teach or look is allowed"):
+        lessons(60, probes="rest")
 
 
 def test_others_play_from_beginning_to_end_and_what_is_then_untrue_is_not_learnt(tokenizer):

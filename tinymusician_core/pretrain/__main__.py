@@ -68,6 +68,11 @@ OPTIONS = {
         "metavar": "WEIGHT",
         "help": "how much each counts (default: by what a listener loses with it)",
     },
+    "probes": {
+        "choices": ("teach", "look"),
+        "help": "whether the teacher learns from the probes that ask it what is true of a piece (default: teach, but "
+        "look where they are new to a teacher that started from an earlier one)",
+    },
 }
 
 
@@ -141,12 +146,13 @@ def teacher(
     start_from: Path | None = None,
     patience: int | None = None,
     codebook_weights: list[float] | None = None,
+    probes: str | None = None,
     device: str = "cpu",
 ) -> None:
     """Train the text encoder and the language model on the tokens."""
     from tinymusician_core.pretrain.teacher import train_teacher
 
-    train_teacher(work, minutes, batch, learning_rate, device, start_from, patience, codebook_weights)
+    train_teacher(work, minutes, batch, learning_rate, device, start_from, patience, codebook_weights, probes)
 
 
 def listener(work: Path, minutes: float = 60, learning_rate: float = 2e-3, start_from: Path | None = None) -> None:

@@ -47,9 +47,10 @@ RECIPES = {
     "--minutes 75 --batch 3 --seconds 40 --shortest 5 -o STUDENT, on the teacher as it was before and tokens of audio "
     "--hours 35; then, on the teacher as it is and tokens of audio --hours 20, the same with --minutes 25 --start-from "
     "that one; then python -m tinymusician_core.pretrain publish-student --student STUDENT",
-    "models/quantized": "tinymusician quantize --model assets/models/student --data WORK/tokens --max-mb 5.8 "
-    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare --recover 12 -o QUANTIZED, with tokens of half "
-    "of the 66 hours; then python -m tinymusician_core.pretrain publish-quantized --quantized QUANTIZED",
+    "models/quantized": "tinymusician quantize --model assets/models/student --teacher assets/models/teacher --data "
+    "WORK/tokens --max-mb 5.8 --schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare --recover 32 -o QUANTIZED, "
+    "with tokens of half of the 66 hours, the recovery on one core; then python -m tinymusician_core.pretrain "
+    "publish-quantized --quantized QUANTIZED",
     "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, some pieces drawn more often "
     "by hand; then, from that one (--start-from) and in a WORK with half of audio --hours 66, listener --minutes 35 "
     "--learning-rate 1e-3; then publish-listener",

@@ -32,6 +32,7 @@ PROBE_WEIGHT = 0.2
 EARLIER = "started-from"  # beside the checkpoint: the teacher that it began from
 SOON = 10  # frames: a probe of the music counts half as much here as at the beginning
 PROBES = ("text_probe.", "music_probe.")
+PROBES_DO = ("teach", "look")
 OTHERS_SHARE = 0.15  # of the windows: others play than those that the caption and the sound are of
 VOCABULARY_ROWS = ("text_encoder.shared.weight", "text_encoder.encoder.embed_tokens.weight")
 
@@ -321,26 +322,30 @@ def train_teacher(
     start_from: Path | None = None,
     patience: int | None = None,
     codebook_weights: Sequence[float] | None = None,
+    probes: str | None = None,
 ) -> None:
     """Train (or go on training) in `work/teacher` on `work/tokens`; a new teacher may start from an earlier one's
-    weights, with a fresh optimiser. Its probes start afresh too and only look: what they do not know yet would pull at
-    what it knows. With `patience` it ends when so many validations on end, five minutes apart, have brought nothing,
-    and the best weights are those to keep.
+    weights, with a fresh optimiser. Its probes start afresh too and only look, unless they are told to "teach": what
+    they do not know yet would pull at what it knows. Those of any other teacher teach, unless they are told to "look".
+    With `patience` it ends when so many validations on end, five minutes apart, have brought nothing, and the best
+    weights are those to keep.
 
     A step sees `batch` windows of WINDOW_S, or fewer longer ones, or more shorter ones, in the shares of LENGTHS, so
     that the model knows the positions of long clips, and beginnings, where the caption tells most; every step costs
     about the same.
 
     Raises:
-        ValueError: no tokens, words that the teacher in `work` was not begun with, no teacher to start from, or
-            codebook weights that `TeacherConfig` does not allow.
+        ValueError: no tokens, words that the teacher in `work` was not begun with, no teacher to start from, codebook
+            weights that `TeacherConfig` does not allow, or probes that do something else.
     """
+    if probes not in (None, *PROBES_DO):
+        raise ValueError(f"probes are to {probes!r}; {' or '.join(PROBES_DO)} is allowed")
     config = TeacherConfig() if codebook_weights is None else TeacherConfig(codebook_weights=tuple(codebook_weights))
     train, held_out = TokenDataset(work / "tokens", "train"), TokenDataset(work / "tokens", "validation")
     tokenizer = words_of((c for r in train.records for c in r["captions"]), work / "teacher")
     torch.manual_seed(0)
     model = TeacherTraining(config, tokenizer, classes_of([r["facts"] for r in train.records + held_out.records]))
-    afresh = not begin(model, work / "teacher", start_from)
+    teach = not begin(model, work / "teacher", start_from) if probes is None else probes == "teach"
     settings = TrainSettings(
         learning_rate=learning_rate,
         minutes=minutes,
@@ -365,7 +370,7 @@ def train_teacher(
         codes, captions, records = train.draw(rng, max(1, round(batch / longer)), round(frames * longer))
         codes, untrue = let_others_play(codes, companies, rng)
         facts = [record["facts"] for record in records]
-        return model(codes, captions, rng, facts, untrue, probes_teach=afresh)
+        return model(codes, captions, rng, facts, untrue, probes_teach=teach)
 
     trainer.run(
         loss,
