@@ -94,7 +94,8 @@ def quantize(
         on_progress: told what is done, how much of it, and of how much.
         should_stop: asked before every module, every measurement and every step of a recovery.
         recover: so many minutes the decoder's int4 layers are trained on the float model's outputs; the weights are
-            kept where that brings them closer to it. The folder then has recovery.json too.
+            kept where that brings them closer to it, the teacher counted where there is one. The folder then has
+            recovery.json too.
         data: a token folder for a search and a recovery; None lets the model play the tokens itself.
         weights: how much each codebook counts there; all alike where None.
         teacher: for a recovery, the model that this one was distilled from: its answers count a little too.
