@@ -326,7 +326,7 @@ def train_teacher(
 ) -> None:
     """Train (or go on training) in `work/teacher` on `work/tokens`; a new teacher may start from an earlier one's
     weights, with a fresh optimiser. Its probes start afresh too and only look, until they are told to "teach": what
-    they do not know yet would pull at what it knows, but where they never teach it heeds captions less and less. Those
+    they do not know yet would pull at what it knows, but where they never teach it heeds captions less. Those
     of any other teacher teach, unless they are told to "look". With `patience` it ends when so many validations on end,
     five minutes apart, have brought nothing, and the best weights are those to keep.
 
