@@ -23,7 +23,7 @@ from tinymusician_core.pretrain.teacher import (
 )
 from tinymusician_core.pretrain.vocabulary import build_tokenizer
 from tinymusician_core.tokens import TokenDataset, write_tokens
-from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings
+from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings, kept_state
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FIRST = dict.fromkeys(FACTS, "a")
@@ -232,6 +232,19 @@ def test_probes_teach_unless_the_teacher_began_from_another(lessons, earlier, tm
     assert set(lessons(60, probes="teach")) == {True}, "and told to"
     with pytest.raises(ValueError, match="probes are to 'rest'; teach or look is allowed"):
         lessons(60, probes="rest")
+
+
+def test_patience_is_with_the_cross_entropy_whatever_the_probes_learn(lessons, tmp_path, monkeypatch):
+    found = iter(enumerate([0.5, 0.4, 0.6, 0.6, 0.3]))
+
+    def judged(*_):
+        count, value = next(found)
+        return {"validation_loss": 1.0 - count / 10, "validation_ce": value}
+
+    monkeypatch.setattr(teacher, "validation", judged)
+    monkeypatch.setattr(teacher, "TrainSettings", lambda **given: TrainSettings(validate_every=1, **given))
+    assert len(lessons(60, patience=2)) == 4
+    assert kept_state(tmp_path / "teacher")["best"]["value"] == 0.4
 
 
 def test_others_play_from_beginning_to_end_and_what_is_then_untrue_is_not_learnt(tokenizer):
