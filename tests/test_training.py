@@ -135,6 +135,17 @@ def test_it_ends_early_and_keeps_the_best_weights(tmp_path):
     assert torch.equal(kept_state(tmp_path)["weights"]["weight"], best["weight"])
 
 
+def test_weights_that_are_best_at_the_very_end_are_kept(tmp_path):
+    values = iter([3.0, 2.0, 9.0, 1.0])
+    run = trainer(tmp_path, 14, validate_every=5, patience=2)
+    run.run(regression(run.model), lambda: {"validation_loss": next(values)}, should_stop=lambda: run.step == 12)
+    assert run.best["value"] == 2.0
+    assert run.best["ago"] == 0, "a validation where it was stopped is not for patience"
+    run.run(regression(run.model), lambda: {"validation_loss": next(values)})
+    assert run.step == 14
+    assert torch.equal(kept_state(tmp_path)["weights"]["weight"], run.average["weight"])
+
+
 def test_without_patience_the_average_is_kept_and_without_one_the_last(tmp_path):
     for ema in (0.9, 0.0):
         run = trainer(tmp_path / str(ema), 10, ema=ema)

@@ -249,7 +249,8 @@ class Trainer:
         on_progress: Callable[[TrainProgress], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
-        """Train until it is `done` or `should_stop` says so; a checkpoint is written at the end either way."""
+        """Train until it is `done` or `should_stop` says so; a checkpoint is written at the end either way. The last
+        validation, when it is done, counts as every other does."""
         began, base = time.monotonic(), self.elapsed_s
         saved = validated = base
         window: list[dict[str, Tensor]] = []
@@ -271,10 +272,12 @@ class Trainer:
             if self.elapsed_s - saved > s.checkpoint_every_s:
                 self.save()
                 saved = self.elapsed_s
+        if validate and self.done:
+            self._validate(validate)
         self.save()
-        if validate:
+        if validate and not self.done:
             with self._averaged():
-                self.log(validate())
+                self.log(validate())  # which is not for patience: a run that was never stopped has none here
 
     def _validate(self, validate: Callable[[], dict[str, float]]) -> None:
         """Log a validation, and with `patience` remember how long ago the best one was, and its weights."""
