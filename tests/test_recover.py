@@ -219,6 +219,23 @@ def test_what_is_kept_is_judged_as_it_was_trained(student, tiny_family, monkeypa
     assert told == pytest.approx((0.1, 3.0, 0.2, 2.0))
 
 
+@pytest.mark.parametrize(("max_kl", "kept"), [(0.25, True), (0.2, True), (0.15, False), (0.05, False)])
+def test_a_teacher_does_not_take_the_divergence_beyond_its_budget(student, tiny_family, monkeypatch, max_kl, kept):
+    apart = iter([0.1, 3.0, 0.2, 2.0])
+    monkeypatch.setattr(lessons, "TEACHERS", 1e9)
+    monkeypatch.setattr(Judge, "divergence_of", lambda self, other: Harm((next(apart),) * 4, 0.0))
+    teacher = tm.load(tiny_family / "teacher")
+    _, found = recover.recover(student, recipe_of(student, UNIFORM), steps=1, teacher=teacher, max_kl=max_kl)
+    assert found.kept == kept
+    assert (f"more than the budget of {max_kl}, so the weights from before" in found.sentence()) != kept
+
+
+@pytest.mark.parametrize(("before", "after", "crossed"), [(0.1, 0.2, True), (0.3, 0.2, False), (0.1, 0.12, False)])
+def test_what_was_beyond_a_budget_before_may_come_nearer(before, after, crossed):
+    assert recover.crosses(before, after, 0.15) == crossed
+    assert not recover.crosses(before, after, None)
+
+
 def test_the_progress_shows_the_divergence_alone(student, tokens):
     recipe, told = recipe_of(student, UNIFORM), []
     judge = Judge(student, calibration.from_folder(student, tokens, "validation", 2, 8))

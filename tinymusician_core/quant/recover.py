@@ -53,10 +53,11 @@ class Recovered:
     Attributes:
         kl_before, kl_after: KL(float || quantized) of the next token, nats a token, before and after.
         kept: whether the trained weights are what is stored: the KL has fallen or, where a teacher counts, the sum of
-            the two KLs as the training weighs them.
+            the two KLs as the training weighs them, and the KL keeps its limit.
         steps, minutes: of training.
         tokens: what it was trained on, in words.
         teacher_kl_before, teacher_kl_after: KL(teacher || quantized) likewise; None without a teacher.
+        max_kl: the most that the KL was allowed to rise to; None without such a limit.
     """
 
     kl_before: float
@@ -67,6 +68,7 @@ class Recovered:
     tokens: str
     teacher_kl_before: float | None = None
     teacher_kl_after: float | None = None
+    max_kl: float | None = None
 
     def sentence(self) -> str:
         """What happened, in words."""
@@ -76,7 +78,9 @@ class Recovered:
             change += f", and that to the teacher from {self.teacher_kl_before:.3g} to {self.teacher_kl_after:.3g}"
         if self.kept:
             return f"{spent} brought the {change}"
-        return f"{spent} took the {change}: that is no better, so the weights from before it were kept"
+        beyond = crosses(self.kl_before, self.kl_after, self.max_kl)
+        why = f"that is more than the budget of {self.max_kl:.3g}" if beyond else "that is no better"
+        return f"{spent} took the {change}: {why}, so the weights from before it were kept"
 
     def as_dict(self) -> dict:
         """Every figure by name, ready for JSON."""
@@ -103,6 +107,11 @@ def check_recovery(minutes: float, schemes: Mapping[str, str] | None = None) -> 
         )
 
 
+def crosses(kl_before: float, kl_after: float, max_kl: float | None) -> bool:
+    """Whether a recovery took the KL beyond a limit; what was beyond it before may fall on its way there."""
+    return max_kl is not None and kl_after > max(max_kl, kl_before)
+
+
 def recover(
     pipeline: Pipeline,
     recipe: Recipe,
@@ -113,6 +122,7 @@ def recover(
     weights: Sequence[float] | None = None,
     teacher: Pipeline | None = None,
     judge: Judge | None = None,
+    max_kl: float | None = None,
     on_progress: OnOption | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> tuple[Recipe, Recovered]:
@@ -126,6 +136,7 @@ def recover(
         weights: how much each codebook counts; all alike where None.
         teacher: the model that the float one was distilled from, whose answers count a little too.
         judge: compares with the float model on tokens that are not trained on; one is made where None.
+        max_kl: nats a token that the KL to the float model must not rise above, whatever a teacher gains.
         on_progress, should_stop: told of, and asked before, every step.
 
     Returns:
@@ -163,9 +174,10 @@ def recover(
     after = before | session.trained()
     kls_after = kls(after)
     kept = _weighed(lessons, kls_after) < _weighed(lessons, kls_before)
+    kept = kept and not crosses(kls_before[0], kls_after[0], max_kl)
     (kl_before, *teachers_before), (kl_after, *teachers_after) = kls_before, kls_after
     spent = (trainer.step, trainer.elapsed_s / 60, session.source(data))
-    found = Recovered(kl_before, kl_after, kept, *spent, *teachers_before, *teachers_after)
+    found = Recovered(kl_before, kl_after, kept, *spent, *teachers_before, *teachers_after, max_kl=max_kl)
     return replace(recipe, tensors=after if found.kept else before), found
 
 
@@ -177,7 +189,8 @@ def recovered_plan(pipeline: Pipeline, adapted: Adapted, minutes: float, **asked
     if not trainable(adapted.recipe.schemes):
         note = "the plan that was found has no int4 in the decoder, so there was nothing to recover"
         return replace(adapted, note=note)
-    recipe, found = recover(pipeline, adapted.recipe, minutes, judge=adapted.bench.strict, **asked)
+    limited = {"judge": adapted.bench.strict, "max_kl": adapted.budget.max_kl}
+    recipe, found = recover(pipeline, adapted.recipe, minutes, **limited, **asked)
     return replace(adapted, recipe=recipe, recovered=found, note=found.sentence())
 
 
