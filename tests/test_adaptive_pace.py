@@ -11,16 +11,17 @@ from tinymusician_core.quant import adaptive, calibration, compared, cost, workb
 from tinymusician_core.quant.adaptive import adapt
 from tinymusician_core.quant.apply import FILES, quantize
 from tinymusician_core.quant.clock import Clock
+from tinymusician_core.quant.rounds import rounds_of
 from tinymusician_core.quant.schemes import to_tensors
-from tinymusician_core.quant.search import Choice, Fixed, ImpossibleBudget
+from tinymusician_core.quant.search import Budget, Choice, Fixed, ImpossibleBudget
 from tinymusician_core.quant.sensitivity import Group, Option
 from tinymusician_core.quant.trial import Harm
 from tinymusician_core.quant.workbench import Calls, Outcome, Pace, Tokens, Workbench
 from tinymusician_core.tokens import write_tokens
 
 FLOAT_MS, BESIDE_MS = 1.0, 0.4
-BYTES = {"fp32": 4000, "fp16": 2000, "int8": 1000}
-KL = {"fp32": 0.0, "fp16": 0.001, "int8": 0.01}
+BYTES = {"fp32": 4000, "fp16": 2000, "bf16": 2000, "int8": 1000, "int4": 500}
+KL = {"fp32": 0.0, "fp16": 0.001, "bf16": 0.005, "int8": 0.01, "int4": 0.05}
 
 
 class Bench:
@@ -90,6 +91,13 @@ def test_a_plan_that_turns_out_slower_is_repaired(found):
         assert [round_.schemes["m"] for round_ in made.rounds] == ["fp16", "int8"]
         assert made.best.schemes == {"m": "int8"}
         assert made.best.measured.step_ms < FLOAT_MS
+
+
+def test_each_repair_is_by_how_far_the_last_plan_was_off_and_not_by_all_of_them():
+    foreseen = {"fp32": 1.0, "fp16": 0.9, "bf16": 0.85, "int8": 0.8, "int4": 0.6}
+    bench = Bench(foreseen, {"fp16": 0.99, "bf16": 0.96})
+    tried = [round_.schemes["m"] for round_ in rounds_of(bench, Budget(max_ms=0.95))]
+    assert tried == ["fp16", "bf16", "int8"]
 
 
 def test_where_none_turns_out_faster_there_is_no_plan(found):

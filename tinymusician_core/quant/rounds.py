@@ -119,7 +119,7 @@ def rounds_of(
         if keeps(now.measured, budget) and will_do:
             return rounds
         choices = bench.clock.timed("measuring", _in_context, bench, choices, taken, now)
-        fixed, limits = _tightened(fixed, limits, budget, now)
+        fixed, limits = _tightened(bench.fixed, fixed, limits, budget, now)
     return rounds
 
 
@@ -220,10 +220,11 @@ def _place(option: Option) -> tuple[str, str]:
     return option.group.name, option.scheme
 
 
-def _tightened(fixed: Fixed, limits: Budget, budget: Budget, now: Round) -> tuple[Fixed, Budget]:
-    """A step's time as it turned out, and a lower limit of error where the plan went beyond it."""
+def _tightened(first: Fixed, fixed: Fixed, limits: Budget, budget: Budget, now: Round) -> tuple[Fixed, Budget]:
+    """A step's time as it turned out, and a lower limit of error, where the plan went beyond them; what was foreseen of
+    a plan is by the `first` fixed costs in every round."""
     if budget.max_ms is not None and now.measured.step_ms > budget.max_ms:
-        fixed = replace(fixed, step_s=fixed.step_s + (now.measured.step_ms - now.foreseen.step_ms) / 1e3)
+        fixed = replace(fixed, step_s=first.step_s + (now.measured.step_ms - now.foreseen.step_ms) / 1e3)
     worst = max(now.measured.harm.mean_kl(), now.measured.harm.codec)
     if budget.max_kl is not None and worst > budget.max_kl:
         limits = replace(limits, max_kl=limits.max_kl * TIGHTER * budget.max_kl / worst)
