@@ -21,6 +21,7 @@ OUTSIDE = 0.05
 REFERENCE = "reference"
 LEAST, MOST = ("key", "tempo"), ("silence", "noise", "loop", "stuck")
 MEASURES = (*LEAST, *MOST)
+TOGETHER = {"no_collapse": MOST, "all": MEASURES}
 
 
 def limits_of(real: Sequence[Steadiness]) -> dict[str, float] | None:
@@ -55,8 +56,9 @@ def summary(clips: Sequence[Steadiness], limits: Mapping[str, float] | None, see
     """The steadiness of a set of clips, every figure with its interval.
 
     Returns:
-        `n`; `mean`: measure -> mean; `within`: measure -> share of the clips that keep to its limit, and "all" for
-        those that keep to every one, or None without limits; `same_scale`: share that end in the key that they began
+        `n`; `mean`: measure -> mean; `within`: measure -> share of the clips that keep to its limit, "no_collapse" for
+        those that neither fall silent nor turn to noise, loop or stick, and "all" for those that keep to every limit,
+        or None without limits; `same_scale`: share that end in the key that they began
         in, or in its relative.
     """
     means = {}
@@ -67,7 +69,8 @@ def summary(clips: Sequence[Steadiness], limits: Mapping[str, float] | None, see
     shares = None
     if limits is not None:
         shares = {name: asdict(proportion([within(c, name, limits[name]) for c in clips])) for name in MEASURES}
-        shares["all"] = asdict(proportion([not failures(clip, limits) for clip in clips]))
+        for name, measures in TOGETHER.items():
+            shares[name] = asdict(proportion([not {*failures(clip, limits)} & {*measures} for clip in clips]))
     same = asdict(proportion([clip.same_scale for clip in clips]))
     return {"n": len(clips), "mean": means, "within": shares, "same_scale": same}
 

@@ -145,8 +145,9 @@ STEADINESS = """
   much better the rhythms of the two thirds fit as they are than at any other tempo. Silence: share of the clip. Noise:
   spectral flatness of the noisiest third (white noise: -2.5). Loop: how exactly the clip repeats what it played up to
   5 s before (one bar over and over: 1). Stuck: how alike its moments are (one chord: 1).
-- Within: as real music is in 95 of 100 windows, figure by figure; so real music is the measure, not 100%. All: within
-  all six limits. Same scale: the nearest keys of the first and the last third are one key, or relatives.
+- Within: as real music is in 95 of 100 windows, figure by figure; so real music is the measure, not 100%. No
+  collapse: within the limits of silence, noise, loop and stuck. All: within all six limits. Same scale: the nearest
+  keys of the first and the last third are one key, or relatives.
 """
 
 
@@ -155,7 +156,7 @@ def steadiness(record: Mapping) -> list[str]:
     found = record["steadiness"]
     if found is None:
         return []
-    shares = [*((title.split()[0], key) for title, key, _ in STEADY), ("all", "all")]
+    shares = [*((title.split()[0], key) for title, key, _ in STEADY), ("no collapse", "no_collapse"), ("all", "all")]
     within = [
         [name, *(share(row["within"] and row["within"][key]) for _, key in shares), share(row["same_scale"])]
         for name, row in found["rows"].items()
