@@ -173,6 +173,8 @@ def test_a_dry_run_for_a_machine_that_is_not_here(capsys, tiny_family, tmp_path)
     assert here["assumed_tflops"] is None
     code, printed, err = run(capsys, *how, "--device", "cuda", "--assume-tflops", "40", "--json")
     assert (code, err) == (0, ""), "no GPU is needed"
+    _, in_parts, _ = run(capsys, *how, "--shortest", "0.5", "--device", "cuda", "--assume-tflops", "40", "--json")
+    assert in_parts == printed, "a step of shorter windows has more of them"
     there = json.loads(printed.splitlines()[-1])
     assert (there["device"], there["assumed_tflops"], there["threads"]) == ("cuda", 40.0, None)
     assert there["peak_memory_bytes"] is None

@@ -118,7 +118,9 @@ def cost_of(
     training_s = None if clips is None else (1 - 1 / HELD_OUT) * clips * spec.seconds
     if tokens_dir is not None:
         training_s = TokenDataset(tokens_dir, "train").codes.shape[1] / found.frame_rate_hz
-    tried = spec if assume_tflops is None else replace(spec, batch=2, accumulate=1)
+    tried = replace(spec, shortest=None)  # shorter windows are the more: the longest take at least as much
+    if assume_tflops is not None:
+        tried = replace(tried, batch=2, accumulate=1)
     with tempfile.TemporaryDirectory() as folder:
         session = Session(found, _noise(found, tried, Path(folder)), tried, OneProcess(here))
         if spec.cache_logits is not None:
