@@ -25,7 +25,7 @@ from tinymusician_core.training import CHECKPOINT, Trainer, TrainSettings, kept_
 
 IGNORED = -100
 WINDOW_S = 10.0
-LENGTHS = ((0.25, 0.1), (1, 0.2), (2, 0.3), (4, 0.4))  # windows of so many times the length, and the share of steps
+LENGTHS = ((0.25, 0.45), (1, 0.2), (2, 0.1), (4, 0.25))  # windows of so many times the length, and the share of steps
 LONGEST_S = WINDOW_S * max(longer for longer, _ in LENGTHS)
 STACKS = ("decoder.model.decoder.layers", "text_encoder.encoder.block", "enc_to_dec_proj")  # what Muon trains
 PROBE_WEIGHT = 0.2
@@ -331,8 +331,8 @@ def train_teacher(
     five minutes apart, have brought nothing, and the best weights are those to keep.
 
     A step sees `batch` windows of WINDOW_S, or fewer longer ones, or more shorter ones, in the shares of LENGTHS, so
-    that the model knows the positions of long clips, and beginnings, where the caption tells most; every step costs
-    about the same.
+    that the model knows the positions of long clips, and beginnings, where the caption tells most: a step of the
+    longest has three captions, one of the shortest 48. Every step costs about the same.
 
     Raises:
         ValueError: no tokens, words that the teacher in `work` was not begun with, no teacher to start from, codebook
