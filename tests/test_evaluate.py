@@ -129,6 +129,11 @@ def test_retention_is_what_its_definition_says(whole):
     for name in ("nll", "perplexity", "fad"):
         ratio = student[name]["value"] / teacher[name]["value"]
         assert kept["ratios"][name]["value"] == pytest.approx(ratio)
+    assert set(kept["heard"]) == set(student["adherence"]["listener"])
+    for name, gain in kept["heard"].items():
+        before, after = (each["adherence"]["listener"][name]["accuracy"] for each in (teacher, student))
+        assert gain["value"] == pytest.approx(after["value"] - before["value"])
+        assert gain["n"] == before["n"]
     assert kept["speed_ratios"]["disk_bytes"]["value"] < 1
     assert kept["speed_ratios"]["x_realtime"] is None, "speed was not measured"
 

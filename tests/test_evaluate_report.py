@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import tinymusician_core as tm
 from tinymusician_core.engine.threads import threads_for
 from tinymusician_core.evaluate.jury import Judged
-from tinymusician_core.evaluate.listener import Listener
+from tinymusician_core.evaluate.listener import HEADS, Listener
 from tinymusician_core.evaluate.report import listening_notes, markdown, notes
 from tinymusician_core.evaluate.run import evaluate
 from tinymusician_core.evaluate.summary import SPEED
@@ -118,6 +118,7 @@ def test_the_codec_is_left_out_where_nothing_is_known_of_it(assets):
     assert "## The codec" not in text
     assert "nothing to compare it with" in text
     assert "the one over the other" not in text.lower()
+    assert "the one than the other" not in text
 
 
 def test_every_figure_has_its_ratio(measured):
@@ -133,6 +134,17 @@ def test_every_figure_has_its_ratio(measured):
     assert len(speed) == 1 + len(SPEED)
     assert speed["x real time"] == ["more", shown(kept["speed_ratios"]["x_realtime"], "{:.1%}")]
     assert speed["on disk MB"] == ["less", shown(kept["speed_ratios"]["disk_bytes"], "{:.1%}")]
+
+
+def test_what_is_heard_more_often_is_in_points_with_an_interval(measured):
+    folder, made = measured
+    said = "How much more often the one than the other, prompt by prompt, as the listener hears it (in points):"
+    found = rows_of((folder / "report.md").read_text(), said)
+    gains = made["retention"]["student/teacher"]["heard"]
+    assert found[""] == [name for name in HEADS if name in gains]
+    for name, told in zip(found[""], found["student/teacher"], strict=True):
+        points = {end: None if gains[name][end] is None else 100 * gains[name][end] for end in ("value", "low", "high")}
+        assert told == shown(points, "{:+.1f}")
 
 
 def test_a_ratio_of_speeds_lies_between_what_the_runs_allow(measured):

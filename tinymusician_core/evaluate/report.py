@@ -79,6 +79,7 @@ def markdown(record: Mapping) -> str:
         "## What the prompts asked for",
         f"Share of clips in which the judge hears what was asked for, out of {settings['clips']} clips.",
         tables.adherence(record),
+        *tables.heard(record["retention"]),
         *tables.steadiness(record),
         "## Speed and size",
         *tables.speed(record),

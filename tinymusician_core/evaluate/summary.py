@@ -41,7 +41,8 @@ class Evaluation:
         baselines: `name` and `quality` of real music, and of real music through the codec.
         codec: what the codec's round trip costs, by measure, with intervals.
         judges: how often listener and second opinion are right about music of which the truth is known.
-        retention: "student/teacher" -> the headline and its parts, and the plain ratio of every figure.
+        retention: "student/teacher" -> the headline and its parts, the plain ratio of every figure, and how much more
+            often than the other the one is what the same prompts ask for.
         steadiness: whether clips of 20 s and more stay one piece of music, as `limits.compared` has it, and `seconds`,
             the length of the real music's windows; None for shorter clips.
     """
@@ -196,7 +197,8 @@ def _retention(rows: Sequence[Row], scores: Sequence[Scores], intervals: Interva
     pairs = [(k, 0) for k in range(1, len(rows))] + [(k, k - 1) for k in range(2, len(rows))]
     return {
         f"{rows[k].model}/{rows[of].model}": _kept(scores[k], scores[of], intervals)
-        | {"ratios": _ratios(scores[k], scores[of], intervals), "speed_ratios": _speed(rows[k], rows[of])}
+        | {"ratios": _ratios(scores[k], scores[of], intervals), "heard": _heard(scores[k], scores[of], intervals)}
+        | {"speed_ratios": _speed(rows[k], rows[of])}
         for k, of in pairs
     }
 
@@ -241,6 +243,20 @@ def _ratios(variant: Scores, teacher: Scores, intervals: Intervals) -> dict:
             return over / under if over is not None and under is not None and under > 0 else None
 
         found[name] = intervals(ratio, variant.count(name))
+    return found
+
+
+def _heard(variant: Scores, teacher: Scores, intervals: Intervals) -> dict:
+    """Attribute -> the listener's accuracy on the variant's clips less that on the teacher's, of the same prompts."""
+    found = {}
+    for name in (attribute for judge, attribute in variant.judged() if judge == LISTENER):
+        more = variant.hits(LISTENER, name) - teacher.hits(LISTENER, name)
+
+        def gain(*at: np.ndarray, more: np.ndarray = more) -> float | None:
+            told = more[at[0]]
+            return None if np.isnan(told).all() else float(np.nanmean(told))
+
+        found[name] = intervals(gain, int((~np.isnan(more)).sum()), (-1.0, 1.0))
     return found
 
 

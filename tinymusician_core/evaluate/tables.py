@@ -125,6 +125,21 @@ def adherence(record: Mapping) -> str:
     return table(["", "judge", *HEADS], rows)
 
 
+def heard(pairs: Mapping[str, Mapping]) -> list[str]:
+    """How much more often the one of a pair is what the prompts ask for; nothing where none asks, or for one alone."""
+    names = [name for name in HEADS if any(name in kept["heard"] for kept in pairs.values())]
+    rows = [[pair, *(_gain(kept["heard"].get(name)) for name in names)] for pair, kept in pairs.items()]
+    said = "How much more often the one than the other, prompt by prompt, as the listener hears it (in points):"
+    return [said, table(["", *names], rows)] if names else []
+
+
+def _gain(found: Mapping | None) -> str:
+    if found is None:
+        return share(None)
+    points = {name: None if found[name] is None else 100 * found[name] for name in ("value", "low", "high")}
+    return interval_cell(points, "{:+.1f}")
+
+
 def _asked_cell(found: Mapping | None) -> str:
     if found is None:
         return share(None)
