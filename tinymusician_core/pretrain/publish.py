@@ -30,7 +30,10 @@ TEACHER = (
     "python -m tinymusician_core.pretrain notes --work WORK, then teacher --minutes 75, stopped at step 900; "
     "then tokens, and teacher --minutes 95, stopped at step 1,367; then teacher --minutes 165; then, from that one "
     "(--start-from), teacher --minutes 60 --learning-rate 6e-4, up to step 760 on the notes of audio --hours 66, from "
-    "there on the tokens of audio --hours 20"
+    "there on the tokens of audio --hours 20; then, from that one and on the tokens of audio --hours 66, half of them "
+    "--unheard: teacher --minutes 62 --learning-rate 1.5e-4, and that one went on with --probes teach: --minutes 97 "
+    "--learning-rate 5e-4, --minutes 277 --learning-rate 2.5e-4 stopped at step 1,595, --minutes 170 --learning-rate "
+    "5e-4; up to step 1,710 with fewer short windows than LENGTHS has"
 )
 RECIPES = {
     "models/codec": "python -m tinymusician_core.pretrain codec --work WORK --minutes 27 --start-from CODEC, which had "
@@ -44,11 +47,12 @@ RECIPES = {
     "models/text": TEACHER,
     "models/teacher": TEACHER,
     "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 4 "
-    "--minutes 75 --batch 3 --seconds 40 --shortest 5 -o STUDENT, on the teacher as it was before and tokens of audio "
-    "--hours 35; then, on the teacher as it is and tokens of audio --hours 20, the same with --minutes 25 --start-from "
-    "that one; then python -m tinymusician_core.pretrain publish-student --student STUDENT",
+    "--minutes 75 --batch 3 --seconds 40 --shortest 5 -o STUDENT, on the teacher of 165 minutes and tokens of audio "
+    "--hours 35; then the same with --minutes 25 --start-from that one, on the teacher after its next hour and tokens "
+    "of audio --hours 20; then with --minutes 23 --temperature 4:1 --start-from that one, on the teacher as it is and "
+    "tokens of half of audio --hours 66; then python -m tinymusician_core.pretrain publish-student --student STUDENT",
     "models/quantized": "tinymusician quantize --model assets/models/student --teacher assets/models/teacher --data "
-    "WORK/tokens --max-mb 5.8 --schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare --recover 32 -o QUANTIZED, "
+    "WORK/tokens --max-mb 5.8 --schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare --recover 22 -o QUANTIZED, "
     "with tokens of half of the 66 hours, the recovery on one core; then python -m tinymusician_core.pretrain "
     "publish-quantized --quantized QUANTIZED",
     "listener": "python -m tinymusician_core.pretrain listener --work WORK --minutes 45, some pieces drawn more often "
@@ -57,23 +61,25 @@ RECIPES = {
     "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
     "pictures": "python -m tests.e2e.screenshots",
     "reports/ablation": "tinymusician ablate PLAN.json -o DIR --runs RUNS, with the plan that lies there; "
-    "its data are WORK/tokens",
-    "reports/ablation-temperatures": "the same, with that plan, on the teacher as it was before its last hour",
-    "reports/ablation-layers": "the same, with that plan, on the teacher as it was before its last hour",
+    "its data are WORK/tokens; on an earlier teacher",
+    "reports/ablation-temperatures": "the same, with that plan, on the teacher of 165 minutes",
+    "reports/ablation-layers": "the same, with that plan, on the teacher of 165 minutes",
     "reports/evaluation": "tinymusician evaluate --threads 1 -o DIR, whose report that is",
     "reports/steadiness": "tinymusician evaluate --seconds 30 --prompts in-domain --clips 50 --threads 1 "
     "-o DIR, whose report that is",
     "reports/plan-teacher": "tinymusician quantize --model teacher --data WORK/tokens --max-mb 12 "
-    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare -o DIR, whose report that is; on the teacher as it "
-    "was before its last hour",
+    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare -o DIR, whose report that is; on the teacher of 165 "
+    "minutes",
+    "reports/plan-small": "python -m tinymusician_core.measure.random_musicgen --shape small -o random-small; then "
+    "tinymusician quantize --model random-small --max-mb 400 -o DIR, whose report that is",
     "reports/one-pass": "tinymusician distill --teacher student --data WORK/tokens --layers 4 --guidance fixed:2 "
     "--cross-entropy 0 --dropout 0 --loss forward-kl --batch 4 --seconds 20 --shortest 5 --learning-rate 1e-4 "
     "--minutes 10 -o one-pass, with tokens of six of the 66 hours; then tinymusician evaluate --threads 1 "
-    "--models student,one-pass -o DIR, whose report that is, with the codec and the listener as they were before their "
-    "last training",
+    "--models student,one-pass -o DIR, whose report that is, with student, codec and listener as they were before "
+    "their last training",
     "reports/recovered": "tinymusician quantize --model student --data WORK/tokens --max-mb 4.2 "
-    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --recover 5 -o DIR, whose report that is, with the codec as it "
-    "was before its last training, and without a weight for true tokens",
+    "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --recover 5 -o DIR, whose report that is, with student and "
+    "codec as they were before their last training, and without a weight for true tokens",
     "reports/bench": "tinymusician bench -o assets/reports/bench",
     "reports/bench-again": "the same command as reports/bench, some minutes later",
 }
