@@ -250,7 +250,7 @@ class Trainer:
         should_stop: Callable[[], bool] | None = None,
     ) -> None:
         """Train until it is `done` or `should_stop` says so; a checkpoint is written at the end either way. The last
-        validation, when it is done, counts as every other does."""
+        validation, when the budget is spent, counts as every other does."""
         began, base = time.monotonic(), self.elapsed_s
         saved = validated = base
         window: list[dict[str, Tensor]] = []
@@ -272,12 +272,13 @@ class Trainer:
             if self.elapsed_s - saved > s.checkpoint_every_s:
                 self.save()
                 saved = self.elapsed_s
-        if validate and self.done:
+        spent = self.fraction >= 1.0
+        if validate and spent:
             self._validate(validate)
         self.save()
-        if validate and not self.done:
+        if validate and not spent:
             with self._averaged():
-                self.log(validate())  # which is not for patience: a run that was never stopped has none here
+                self.log(validate())  # not for patience: that has run out, or a run that is not stopped has none here
 
     def _validate(self, validate: Callable[[], dict[str, float]]) -> None:
         """Log a validation, and with `patience` remember how long ago the best one was, and its weights."""
