@@ -21,7 +21,7 @@ from tinymusician_core.evaluate.held_out import FOLDER, STEADY, HeldOut
 from tinymusician_core.evaluate.jury import Judged
 from tinymusician_core.evaluate.limits import MEASURES, REFERENCE
 from tinymusician_core.evaluate.listener import Listener
-from tinymusician_core.evaluate.pictures import MAX_ROWS, Sheet, picture
+from tinymusician_core.evaluate.pictures import CELL_BYTES, MAX_ROWS, Sheet, picture
 from tinymusician_core.evaluate.run import evaluate
 from tinymusician_core.evaluate.settings import read_prompts
 from tinymusician_core.pretrain import held_out
@@ -212,11 +212,11 @@ def test_the_page_says_what_was_heard_and_asked_for(whole):
 
 def test_the_sheet_shows_every_clip(whole):
     sheet = Image.open(whole[0] / "spectrograms.jpg")
-    assert sheet.size == (2 * 326 + 6, 18 + 20 * 102 + 6)
-    assert (whole[0] / "spectrograms.jpg").stat().st_size <= 10**6
-    small = picture(whole[0] / "2-student" / "clips" / "003.wav").resize((320, 84), Image.Resampling.BOX)
-    left, top = 6 + 326, 18 + 3 * 102 + 18
-    shown = np.asarray(sheet, dtype=float)[top : top + 84, left : left + 320]
+    assert sheet.size == (2 * 246 + 6, 18 + 20 * 82 + 6)
+    assert (whole[0] / "spectrograms.jpg").stat().st_size <= 2 * 20 * CELL_BYTES
+    small = picture(whole[0] / "2-student" / "clips" / "003.wav").resize((240, 64), Image.Resampling.BOX)
+    left, top = 6 + 246, 18 + 3 * 82 + 18
+    shown = np.asarray(sheet, dtype=float)[top : top + 64, left : left + 240]
     assert np.abs(shown - np.asarray(small, dtype=float)).mean() < 10
 
 

@@ -14,9 +14,9 @@ from ..spectrogram import spectrogram
 
 COLOURS = "magma"
 QUALITY = 72
-CELL, LABEL, GAP = (320, 84), 18, 6  # dots
+CELL, LABEL, GAP = (240, 64), 18, 6  # dots
 PAPER, INK = (255, 255, 255), (30, 30, 36)
-SHEET_BYTES = 1_000_000
+CELL_BYTES = 2_200  # a picture's, so that the sheets of hundreds of clips can be committed beside their reports
 SHEET_QUALITIES = (80, 70, 60, 50, 40, 30, 20)
 MAX_ROWS = 65_500 // (CELL[1] + LABEL) - 1  # no JPEG is higher
 
@@ -49,6 +49,7 @@ class Sheet:
     def __init__(self, titles: Sequence[str], rows: int):
         if rows > MAX_ROWS:
             raise ValueError(f"a sheet of spectrograms holds at most {MAX_ROWS} prompts, got {rows}")
+        self._bytes = CELL_BYTES * len(titles) * rows
         self._width = len(titles) * (CELL[0] + GAP) + GAP
         self._image = Image.new("RGB", (self._width, LABEL + rows * (CELL[1] + LABEL) + GAP), PAPER)
         self._draw, self._font = ImageDraw.Draw(self._image), ImageFont.load_default(12)
@@ -72,10 +73,11 @@ class Sheet:
         self._draw.text((left, top + 2), shown, INK, self._font)
 
     def save(self, path: Path) -> Path:
-        """Write a JPEG of at most 1 MB, as good as that allows; of the least quality where even that is more."""
+        """Write a JPEG of at most CELL_BYTES a picture, as good as that allows; of the least quality where even that is
+        more."""
         for quality in SHEET_QUALITIES:
             content = jpeg(self._image, quality)
-            if len(content) <= SHEET_BYTES:
+            if len(content) <= self._bytes:
                 break
         with whole_file(path) as partial:
             partial.write_bytes(content)

@@ -58,7 +58,7 @@ def document(title: str, notes: Sequence[str], *blocks: str) -> str:
 
 
 def write_files(folder: Path, files: Mapping[str, Mapping | str]) -> list[Path]:
-    """Write texts as they are and records as JSON into a folder, which is made where there is none.
+    """Write texts as they are and records as JSON, in one line each, into a folder, which is made where there is none.
 
     Raises:
         ValueError: a record with a number that is not finite.
@@ -66,7 +66,7 @@ def write_files(folder: Path, files: Mapping[str, Mapping | str]) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content, indent=1, allow_nan=False) + "\n"
+        text = content if isinstance(content, str) else json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n"
         with whole_file(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     return [folder / name for name in files]
