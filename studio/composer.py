@@ -28,6 +28,7 @@ from tinymusician_core.records import (
 
 QUIET = {"show_progress": "hidden", "api_visibility": "private"}
 ADVANCED = ("cfg", "temperature", "top_k", "top_p", "greedy")
+MODELS_OWN = ("cfg", "top_p")  # left empty they are what each model is made for
 SETTINGS = ("seconds", "seed", *ADVANCED)
 PICK_JS = """element.addEventListener('click', (event) => {
   const chip = event.target.closest('[data-pick]');
@@ -69,7 +70,7 @@ class Composer:
         Raises ValueError for what is not allowed, OSError when the disk is full.
         """
         settings = dict(zip(SETTINGS, values[: len(SETTINGS)], strict=True))
-        settings["cfg"] = settings["cfg"].strip() or None
+        settings |= {name: settings[name].strip() or None for name in MODELS_OWN}
         source, loop, bpm = values[len(SETTINGS) :]
         file, seconds = self.bench.keep_source(source) if source else ("", 0.0)
         tempo = check_bpm(bpm) if loop and bpm else None
@@ -84,7 +85,7 @@ class Composer:
             self.models: [model for model in take.models if model in wording.MODELS],
             self.own: next((clip.model for clip in take.clips if clip.model not in wording.MODELS), ""),
             **{box: take.settings[name] for box, name in zip(self.settings, SETTINGS, strict=True)},
-            self.cfg: _shown(take.settings["cfg"]),
+            **{getattr(self, name): _shown(take.settings[name]) for name in MODELS_OWN},
             self.source: str(kept) if kept.is_file() else None,
             self.loop: form.loop,
             self.bpm: _shown(form.bpm),
@@ -95,7 +96,7 @@ class Composer:
         """What the boxes of the closed accordion hold on a fresh page."""
         default = SamplingSpec().as_dict()
         boxes = {getattr(self, name): default[name] for name in ADVANCED}
-        return {self.own: "", **boxes, self.cfg: _shown(default["cfg"])}
+        return {self.own: "", **boxes, **{getattr(self, name): _shown(default[name]) for name in MODELS_OWN}}
 
     # layout
 
@@ -134,17 +135,14 @@ class Composer:
     def _advanced(self) -> None:
         words, default = wording.SETTINGS, SamplingSpec()
         with gr.Row():
-            self.cfg = gr.Textbox(
-                _shown(default.cfg), label=words["cfg"][0], info=words["cfg"][1], max_lines=1, elem_id="tm-cfg",
-                placeholder="the model's own",
-            )  # fmt: skip
+            self.cfg = _models_own("cfg")
             self.temperature = gr.Slider(
                 MIN_TEMPERATURE, min(2.0, MAX_TEMPERATURE), default.temperature, step=0.05,
                 label=words["temperature"][0], info=words["temperature"][1],
             )  # fmt: skip
         with gr.Row():
             self.top_k = gr.Number(default.top_k, label=words["top_k"][0], info=words["top_k"][1], precision=None)
-            self.top_p = gr.Slider(0, 1, default.top_p, step=0.01, label=words["top_p"][0], info=words["top_p"][1])
+            self.top_p = _models_own("top_p")
         with gr.Row():
             with gr.Column(min_width=280):
                 self.greedy = gr.Checkbox(default.greedy, label=words["greedy"][0], info=words["greedy"][1])
@@ -220,6 +218,15 @@ def _chips(values: list[tuple[str, str]], label: str) -> gr.HTML:
         f'<button type="button" data-pick="{escape(value)}">{escape(text)}</button>' for value, text in values
     )
     return html(f'<div class="tm-chips" role="group" aria-label="{label}">{chips}</div>', js_on_load=PICK_JS)
+
+
+def _models_own(name: str) -> gr.Textbox:
+    """The box of a setting that each model has a value of its own for."""
+    label, info = wording.SETTINGS[name]
+    return gr.Textbox(
+        _shown(getattr(SamplingSpec(), name)), label=label, info=info, max_lines=1,
+        elem_id=f"tm-{name.replace('_', '-')}", placeholder="the model's own",
+    )  # fmt: skip
 
 
 def _shown(number: float | None) -> str:

@@ -45,7 +45,7 @@ SETTINGS = {
     ),
     "temperature": ("Temperature", "Higher is more surprising"),
     "top_k": ("Top-k", "Draw from the k likeliest tokens; 0 allows all"),
-    "top_p": ("Top-p", "Draw from this share of probability; 0 allows all"),
+    "top_p": ("Top-p", "Draw from this share of probability; 0 allows all, empty is what each model was made for"),
     "greedy": ("Greedy", "Always take the likeliest token"),
 }
 

@@ -87,7 +87,7 @@ def test_a_stopped_ablation_goes_on_and_ends_the_same(plan, tmp_path):
         run_ablation(read_plan(plan), tmp_path / "out")
 
 
-def test_temperatures_are_cells_of_their_own_and_the_baselines_own_comes_first():
+def test_losses_are_compared_at_one_temperature_and_the_baselines_own_with_its_first():
     found = Plan("t", "d", ("stage-mixed", "jsd"), (2, (0, 3)), temperatures=(None, "2:1"), seeds=(1,), steps=1)
     assert [cell.label for cell in found.cells[:4]] == [
         "stage-mixed, 2 layers",
@@ -101,7 +101,8 @@ def test_temperatures_are_cells_of_their_own_and_the_baselines_own_comes_first()
     rows = rows_of(found, [record | {"validation_kl": 0.1 * i} for i in range(8)])
     apart = {row.cell.label: row.against and row.against.value for row in rows}
     assert apart["stage-mixed, 2 layers"] is None
-    assert apart["jsd T=2:1, layers 0,3"] == pytest.approx(0.6)
+    assert apart["stage-mixed T=2:1, layers 0,3"] == pytest.approx(0.2)
+    assert apart["jsd, layers 0,3"] == apart["jsd T=2:1, layers 0,3"] == pytest.approx(0.4)
 
 
 def test_choices_of_layers_alone_are_compared_with_the_first():

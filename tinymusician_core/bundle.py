@@ -25,15 +25,13 @@ from .engine.weights import from_musicgen
 from .files import check_safetensors, combined_hash, first_line, reading, sha256_of, verify_files, whole_file
 from .guidance import (
     GUIDANCE,
-    MADE_FOR,
-    USUAL_CFG,
     Guidance,
     ScaleInput,
     guidance_record,
     read_guidance,
-    read_made_for,
     take_scale_input,
 )
+from .made_for import USUAL, MadeFor, read_made_for
 from .records import ModelError
 from .stored import check_complete, quiet_transformers, take_projection
 from .text import TextEncoder
@@ -51,7 +49,7 @@ class Parts:
     `files` is everything that generating reads, `hash` the first 16 digits of a sha256 over all of it, `window_s` the
     seconds of music that the language model can see at once: as long as those that it was trained on. `guidance` is the
     scale that a guidance-distilled model has built in, or the range of them that it takes as an input: it needs one
-    pass where others need two. `cfg` is the scale that one of those is made for.
+    pass where others need two. `made_for` is what it plays with where nothing else is asked for.
 
     Raises:
         ModelError: `window_s` is no number above 0.
@@ -65,7 +63,7 @@ class Parts:
     hash: str
     window_s: float = WINDOW_S
     guidance: Guidance = None
-    cfg: float = USUAL_CFG
+    made_for: MadeFor = USUAL
 
     def __post_init__(self) -> None:
         if not _is_window(self.window_s):
@@ -171,8 +169,8 @@ def load_family(folder: Path, config: Mapping) -> Parts:
     read += [text_folder / file for file in TEXT_FILES] + [codec_folder / file for file in CODEC_FILES]
     hashes = {"config.json": sha256_of(folder / "config.json"), **config["files"]}
     codec = load_codec(codec_folder)
-    window_s, cfg = config.get("window_s", WINDOW_S), read_made_for(config.get(MADE_FOR), name)
-    return Parts(name, decoder, text_encoder, codec, tuple(read), combined_hash(hashes), window_s, guidance, cfg)
+    window_s, made_for = config.get("window_s", WINDOW_S), read_made_for(config, name)
+    return Parts(name, decoder, text_encoder, codec, tuple(read), combined_hash(hashes), window_s, guidance, made_for)
 
 
 def save_family(
@@ -185,7 +183,7 @@ def save_family(
     dtype: torch.dtype = torch.float16,
     window_s: float = WINDOW_S,
     guidance: Guidance = None,
-    cfg: float = USUAL_CFG,
+    made_for: MadeFor = USUAL,
 ) -> Path:
     """Write a "tinymusician" folder beside a text encoder and a codec that are there already.
 
@@ -205,7 +203,7 @@ def save_family(
         dtype: what the weights are stored in; they run in float32.
         window_s: the longest windows that the language model was trained on, in seconds.
         guidance: the scale that the language model has built in, or the range of them that it takes as an input.
-        cfg: the scale that it is made for, where it has none of these.
+        made_for: what it is to play with where nothing else is asked for.
 
     Returns:
         The folder. config.json comes last, so that a folder that was cut off in the middle is no model.
@@ -229,7 +227,7 @@ def save_family(
         "text": text,
         "codec": codec,
         "window_s": window_s,
-        MADE_FOR: cfg,
+        **made_for.as_record(),
         **guidance_record(guidance),
         "files": {file: sha256_of(folder / file) for file in names},
     }

@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .made_for import USUAL_CFG
 from .records import ModelError, check_cfg
 
 GUIDANCE = "distilled_guidance"  # in config.json: a scale that is built in, or a `ScaleRange`
-MADE_FOR = "guidance_scale"  # in config.json: what a model that needs two passes is to be run with
-USUAL_CFG = 3.0  # where it says nothing; MusicGen's
 WEIGHT = "guidance.weight"  # among a model's weights
 FEATURES = 8
 
@@ -136,18 +135,6 @@ def read_guidance(record: object, name: str) -> Guidance:
         return None if record is None else check_cfg(record)
     except (TypeError, ValueError) as error:
         raise ModelError(f"the model {name} has a guidance of {record!r}: {error}") from error
-
-
-def read_made_for(record: object, name: str) -> float:
-    """The guidance that a model is to be run with, from its record, where None says nothing.
-
-    Raises:
-        ModelError: the record makes no sense; the error names the model.
-    """
-    try:
-        return USUAL_CFG if record is None else check_cfg(record)
-    except ValueError as error:
-        raise ModelError(f"the model {name} is made for a {MADE_FOR} of {record!r}: {error}") from error
 
 
 def take_scale_input(state: MutableMapping[str, Tensor], guidance: Guidance, width: int) -> ScaleInput | None:

@@ -16,7 +16,8 @@ from .bundle import WINDOW_S, Parts
 from .engine.decoder import DecoderConfig
 from .engine.weights import from_musicgen
 from .files import reading
-from .guidance import GUIDANCE, read_guidance, read_made_for, take_scale_input
+from .guidance import GUIDANCE, read_guidance, take_scale_input
+from .made_for import USUAL, MadeFor, read_made_for
 from .records import ModelError
 from .stored import (
     check_all_used,
@@ -52,7 +53,7 @@ def load_musicgen(folder: Path) -> Parts:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         shape = DecoderConfig.from_dict(config.decoder.to_dict())
-        guidance, cfg = read_guidance(getattr(config, GUIDANCE, None), name), _made_for(folder, name)
+        guidance, made_for = read_guidance(getattr(config, GUIDANCE, None), name), _made_for(folder, name)
         if config.model_type == "musicgen_melody":
             shape = replace(shape, text="prepend", prefix=config.chroma_length)
             weights["decoder.prefix.weight"] = take_no_melody(weights)
@@ -65,16 +66,16 @@ def load_musicgen(folder: Path) -> Parts:
         codec = EncodecCodec(codec, shape.audio_channels).eval()
         check_all_used(weights, folder)
     read = (folder / "config.json", *files, *tokens)
-    return Parts(name, decoder, text_encoder, codec, read, combined_identity(read), WINDOW_S, guidance, cfg)
+    return Parts(name, decoder, text_encoder, codec, read, combined_identity(read), WINDOW_S, guidance, made_for)
 
 
-def _made_for(folder: Path, name: str) -> float:
-    """The guidance that its generation config names, if there is one that does."""
+def _made_for(folder: Path, name: str) -> MadeFor:
+    """What its generation config names, if there is one."""
     from transformers import GenerationConfig
 
     if not (folder / GENERATION).is_file():
-        return read_made_for(None, name)
-    return read_made_for(GenerationConfig.from_pretrained(folder, local_files_only=True).guidance_scale, name)
+        return USUAL
+    return read_made_for(GenerationConfig.from_pretrained(folder, local_files_only=True).to_dict(), name)
 
 
 def _part(kind: str, config, state: dict[str, Tensor], folder: Path) -> nn.Module:

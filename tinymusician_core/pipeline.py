@@ -33,7 +33,7 @@ class Pipeline:
         window_frames: frames that the language model sees at once; longer music goes on from the end of a window.
         guidance: the scale that a guidance-distilled model has built in, or the range of them that it takes as an
             input; None where guidance is a second pass.
-        made_for: the scale that it is made for, where guidance is a second pass.
+        made_for: what it plays with where nothing else is asked for; its scale is of guidance as a second pass.
     """
 
     def __init__(self, parts: Parts, name: str | None = None, device: str | torch.device = "cpu"):
@@ -41,7 +41,7 @@ class Pipeline:
         self.hash = parts.hash
         self.files = tuple(Path(file) for file in parts.files)
         self.window_s = float(parts.window_s)
-        self.guidance, self.made_for = parts.guidance, parts.cfg
+        self.guidance, self.made_for = parts.guidance, parts.made_for
         self.device = torch.device(device)
         modules = {"decoder": parts.decoder, "text_encoder": parts.text_encoder, "codec": parts.codec}
         self._check_fit(parts)
@@ -85,8 +85,9 @@ class Pipeline:
         return self.codec.frame_rate_hz
 
     def settled(self, spec: SamplingSpec) -> SamplingSpec:
-        """The spec with a scale of guidance: where it names none, the model's usual one."""
-        return replace(spec, cfg=self.usual_cfg) if spec.cfg is None else spec
+        """The spec with a scale of guidance and a top_p: where it names none, the model's usual ones."""
+        cfg = self.usual_cfg if spec.cfg is None else spec.cfg
+        return replace(spec, cfg=cfg, top_p=self.made_for.top_p if spec.top_p is None else spec.top_p)
 
     def engine_spec(self, spec: SamplingSpec) -> SamplingSpec:
         """The spec that the engine is run with: guidance that is built in, or an input, takes no second pass.
@@ -114,7 +115,7 @@ class Pipeline:
     def usual_cfg(self) -> float:
         """What music is made with where nothing else is said: what is built in, else what the model is made for."""
         if self.guidance is None:
-            return self.made_for
+            return self.made_for.cfg
         return self.guidance.base if isinstance(self.guidance, ScaleRange) else self.guidance
 
     def unknown_words(self, prompt: str) -> list[str]:
@@ -264,7 +265,7 @@ def generate(
     cfg: float | None = None,
     temperature: float = 1.0,
     top_k: int = 250,
-    top_p: float = 0.0,
+    top_p: float | None = None,
     greedy: bool = False,
     continue_from: Waveform | None = None,
 ) -> Clip | list[Clip]:
@@ -280,7 +281,7 @@ def generate(
         cfg: guidance; 1 turns it off and halves the work; None for what the model is made for.
         temperature: below 1 plays safer, above 1 bolder.
         top_k: draw from this many of the likeliest tokens; 0 allows all.
-        top_p: draw from this share of the probability; 0 allows all.
+        top_p: draw from this share of the probability; 0 allows all; None for what the model is made for.
         greedy: always take the likeliest token.
         continue_from: a sound that the music goes on from, as `audio.read` gives it; one prompt only.
 

@@ -92,7 +92,7 @@ def check_top_p(value) -> float:
 class SamplingSpec:
     """How a clip is drawn. The random state comes from `seed` alone; `greedy` takes the likeliest token instead.
 
-    A `cfg` of None is the guidance that the model was made for; a clip's own record has the number.
+    A `cfg` or `top_p` of None is what the model was made for; a clip's own record has the number.
     """
 
     seconds: float = 8.0
@@ -100,7 +100,7 @@ class SamplingSpec:
     cfg: float | None = None
     temperature: float = 1.0
     top_k: int = 250
-    top_p: float = 0.0
+    top_p: float | None = None
     greedy: bool = False
 
     def __post_init__(self):
@@ -110,7 +110,7 @@ class SamplingSpec:
             **({} if self.cfg is None else {"cfg": check_cfg}),
             "temperature": check_temperature,
             "top_k": check_top_k,
-            "top_p": check_top_p,
+            **({} if self.top_p is None else {"top_p": check_top_p}),
         }
         for name, check in checks.items():
             object.__setattr__(self, name, check(getattr(self, name)))

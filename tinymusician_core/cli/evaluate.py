@@ -41,6 +41,7 @@ def add_commands(commands) -> None:
     parser.add_argument("--embedder", default="listener", help="listener, clap, or a CLAP folder or hub id")
     parser.add_argument("--reference", help="a folder of sound files to compare with (default: held-out music)")
     parser.add_argument("--cfg", help="guidance of all (default: what each is made for)")
+    parser.add_argument("--top-p", help="the share of probability that all draw from (default: what each is made for)")
     parser.add_argument("--no-speed", action="store_true", help="leave speed and memory out")
     parser.add_argument("--device", default="cpu", help="what the variants run on: cpu or cuda (default cpu)")
     parser.add_argument("--threads", help="CPU threads (default: torch decides)")
@@ -60,6 +61,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
         "seconds": read_amount("seconds", options.seconds),
         "seed": options.seed,
         "cfg": options.cfg,
+        "top_p": options.top_p,
         "threads": read_count("threads", options.threads),
     }
     with show.bar() as bar, stop_on_ctrl_c() as should_stop:

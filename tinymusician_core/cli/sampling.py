@@ -21,7 +21,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--temperature", default="1", help="below 1 plays safer, above 1 bolder (default 1)")
     parser.add_argument("--top-k", default="250", help="draw from so many likeliest tokens; 0 allows all (default 250)")
-    parser.add_argument("--top-p", default="0", help="draw from this share of probability; 0 allows all (default 0)")
+    parser.add_argument(
+        "--top-p", help="draw from this share of probability; 0 allows all (default: what the model is made for)"
+    )
     parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     parser.add_argument("--threads", default=None, help="CPU threads (default: torch decides)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

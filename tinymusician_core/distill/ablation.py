@@ -11,11 +11,12 @@ Each run is a student in OUT/runs, or in a folder of its own, and, once finished
 goes on where it was.
 
 What is reported of each cell is the mean over its seeds with Student's t interval of 95%, and the difference from the
-cell of the baseline loss with the same layers (in a plan of layers alone: with the first ones), paired by seed. Seeds
-draw other windows; the student's start is the teacher's own weights, so that the spread is that of training. Beside it
-stand the same KL and difference by held-out clip, paired by clip, with an interval that is that of the music and is
-there for a single seed too. All students are judged on the same `WINDOWS` windows, each of another clip as far as there
-are so many, once they are finished.
+baseline loss with the same temperature and layers, paired by seed: losses are compared at one temperature. The baseline
+loss itself is compared with its own first temperature (in a plan of layers alone: with the first layers). Seeds draw
+other windows; the student's start is the teacher's own weights, so that the spread is that of training. Beside it stand
+the same KL and difference by held-out clip, paired by clip, with an interval that is that of the music and is there for
+a single seed too. All students are judged on the same `WINDOWS` windows, each of another clip as far as there are so
+many, once they are finished.
 """
 
 from __future__ import annotations
@@ -107,8 +108,10 @@ class Plan:
         return tuple(itertools.starmap(Cell, itertools.product(self.losses, self.temperatures, self.layers)))
 
     def base_of(self, of: Cell) -> Cell:
-        """What a cell is compared with: the baseline loss at its first temperature, with the cell's own layers where
-        there is more than one loss or temperature, else with the first layers of the plan."""
+        """What a cell is compared with: the baseline loss at its temperature, with its layers; a cell of the baseline
+        loss with the first temperature, or where there is but one loss and one temperature with the first layers."""
+        if of.loss != self.baseline:
+            return Cell(self.baseline, of.temperature, of.layers)
         alone = len(self.losses) == len(self.temperatures) == 1
         return Cell(self.baseline, self.temperatures[0], self.layers[0] if alone else of.layers)
 

@@ -27,8 +27,9 @@ How to read this:
   it is what forward-kl itself is trained on. Cross-entropy is that of the held-out tokens. Perplexity kept is the
   teacher's perplexity by the student's, exp(teacher's cross-entropy - student's): 100% is the teacher's own.
 - Each figure is the mean over seeds, with the 95% interval of Student's t in brackets; a single seed has none. Against
-  the baseline: the mean difference in KL from the baseline loss with the same layers, or where layers alone differ from
-  the first ones, seed by seed. Where its interval holds 0 the two cannot be told apart.
+  the baseline: the mean difference in KL, seed by seed, from the baseline loss with the same temperature and layers; of
+  the baseline loss itself from its first temperature, or where layers alone differ from the first ones. Where its
+  interval holds 0 the two cannot be told apart.
 - By clip: the same KL and difference, of the mean over seeds, with the interval over held-out clips, each counting
   alike. Over seeds an interval says how much training the same again would change; over clips, how much other music
   would.
@@ -68,6 +69,12 @@ def _cell(found: Interval, form: str) -> str:
     return cell(found.value, form, found.spread)
 
 
+def _baseline(plan: Plan) -> str:
+    first = "" if plan.temperatures[0] is None else f" at T={plan.temperatures[0]}"
+    several = len(plan.losses) > 1 and len(plan.temperatures) > 1
+    return f"baseline: {plan.baseline}{first}" + ("; for other losses, at their temperature" if several else "")
+
+
 def _notes(plan: Plan, rows: Sequence[Row], records: Sequence[dict]) -> list[str]:
     budget = f"{plan.steps} steps" if plan.steps is not None else f"{plan.minutes:g} minutes"
     seeds, clips = len(plan.seeds), rows[0].by_clip.n
@@ -76,5 +83,5 @@ def _notes(plan: Plan, rows: Sequence[Row], records: Sequence[dict]) -> list[str
         f"teacher {plan.teacher}, {budget} a run, {seeds} seed{'s' * (seeds != 1)}, {len(records)} runs",
         f"every student judged on the same {windows}",
         f"options: {', '.join(f'{k} {v}' for k, v in plan.options.items()) or 'as they are by default'}",
-        f"baseline: {plan.baseline}" + (f" at T={plan.temperatures[0]}" if plan.temperatures[0] else ""),
+        _baseline(plan),
     ]

@@ -37,6 +37,6 @@ def go_on(student: Student, teacher: Teacher, batches: Batches, drawn: Drawn, se
         decoder = from_musicgen(config, {name: x.clone() for name, x in student.decoder.state_dict().items()})
         decoder = decoder.to(states.device)
         given, total = drawn.codes[:, :, : drawn.begin], drawn.codes.shape[2] - drawn.begin
-        specs = [SamplingSpec(seed=seed, cfg=1.0, top_k=0) for seed in seeds]
+        specs = [SamplingSpec(seed=seed, cfg=1.0, top_k=0, top_p=0.0) for seed in seeds]
         made = torch.stack(list(frames(decoder, states.float(), batch.heard, specs, total, given=given)), dim=2)
     return replace(drawn, codes=torch.cat([given, made.to(given.device)], dim=2).clone())

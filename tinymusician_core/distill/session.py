@@ -63,7 +63,7 @@ class Session:
         check_fit(teacher, spec, together)
         guided = spec.guided
         if isinstance(guided, ScaleRange):
-            guided = guided.around(teacher.made_for)
+            guided = guided.around(teacher.made_for.cfg)
         self.guidance = guided or teacher.guidance
         self.teaching = Teaching(teacher, guided)
         scales = guided if isinstance(guided, ScaleRange) else None

@@ -27,14 +27,13 @@ from ..files import check_safetensors, reading, verify_files
 from ..folders import whole_folder
 from ..guidance import (
     GUIDANCE,
-    MADE_FOR,
     WEIGHT,
     Guidance,
     ScaleInput,
     guidance_record,
     read_guidance,
-    read_made_for,
 )
+from ..made_for import MadeFor, read_made_for
 from ..records import ModelError
 from ..stored import (
     TOKENIZER_NAMES,
@@ -82,9 +81,9 @@ class Teacher:
         return read_guidance(self.config.get(GUIDANCE), self.folder.name)
 
     @property
-    def made_for(self) -> float:
-        """The guidance that it is to be run with, where it needs two passes."""
-        record = self.config.get(MADE_FOR) if self.whole is None else self.whole.generation_config.guidance_scale
+    def made_for(self) -> MadeFor:
+        """What it is to be played with where nothing else is asked for."""
+        record = self.config if self.whole is None else self.whole.generation_config.to_dict()
         return read_made_for(record, self.folder.name)
 
     def check_width(self, width: int) -> None:
@@ -146,7 +145,7 @@ class Teacher:
             state[WEIGHT] = told.weight.detach()
         shape, name = student.config.to_dict(), out_dir.resolve().name
         window_s = self.config.get("window_s", WINDOW_S)
-        made = {"window_s": window_s, "guidance": guidance, "cfg": self.made_for}
+        made = {"window_s": window_s, "guidance": guidance, "made_for": self.made_for}
         save_family(partial, name, shape, state, **places, **made)
 
     def _write_musicgen(

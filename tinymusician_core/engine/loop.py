@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..delay import delay
-from ..guidance import USUAL_CFG
+from ..made_for import USUAL_CFG
 from ..records import Cancelled, SamplingSpec
 from .decoder import Decoder, DecoderConfig
 from .sampling import Sampler, guide

@@ -49,14 +49,14 @@ class Sampler:
 
     def _keep(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """What may be drawn: scores, and the token of each score where they are no longer in the vocabulary's order."""
-        spec = self.spec
-        tokens = None
+        spec, tokens = self.spec, None
+        top_p = spec.top_p or 0.0  # None where nobody asked and no model was asked
         if 0 < spec.top_k < logits.shape[-1]:
             logits, tokens = logits.topk(spec.top_k)
         scores = logits / spec.temperature
-        if 0.0 < spec.top_p < 1.0:
+        if 0.0 < top_p < 1.0:
             if tokens is None:
                 scores, tokens = scores.sort(dim=-1, descending=True)
             share = scores.softmax(-1)
-            scores = scores.masked_fill(share.cumsum(-1) - share >= spec.top_p, float("-inf"))
+            scores = scores.masked_fill(share.cumsum(-1) - share >= top_p, float("-inf"))
         return scores, tokens

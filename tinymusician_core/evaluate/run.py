@@ -72,6 +72,7 @@ def evaluate(
     device: str = "cpu",
     listen: bool = False,
     cfg: float | None = None,
+    top_p: float | None = None,
     threads: int | None = None,
     command: str | None = None,
     on_progress: OnProgress | None = None,
@@ -96,6 +97,7 @@ def evaluate(
             changes no figure: clips of an earlier run that was not asked for sound are played once more.
         cfg: the guidance of all variants; None for what each is made with where nothing is said: what it has built in,
             or the base of the range that it takes, else the scale that its folder names.
+        top_p: the share of probability that all draw from; None for what each is made for.
         threads: CPU threads; None leaves the choice to torch.
         command: the command line that asks for this, for the report; it changes no figure.
         on_progress: told of every step.
@@ -117,7 +119,7 @@ def evaluate(
     if listen and clips > MAX_CLIPS:
         raise ValueError(f"a page to listen to holds at most {MAX_CLIPS} clips a variant, got {clips}")
     folder = None if reference is None else Path(reference).expanduser()
-    settings = Settings(tuple(models), clips, seconds, seed, prompts, embedder, folder, speed, device, cfg)
+    settings = Settings(tuple(models), clips, seconds, seed, prompts, embedder, folder, speed, device, cfg, top_p)
     with _run_folder(output) as run_folder, threads_for(threads):
         run = _Run(settings, run_folder, on_progress, should_stop, listen, threads, command)
         try:

@@ -37,7 +37,7 @@ class Settings:
         reference: a folder of sound files to compare with; None for the held-out music.
         speed: whether speed and memory are measured too.
         device: what the variants run on, "cpu" or "cuda".
-        cfg: the guidance of all variants; None for what each is made with where nothing is said.
+        cfg, top_p: of all variants; None for what each is made with where nothing is said.
 
     Raises:
         ValueError: a setting that is not allowed, or a model that is not known.
@@ -53,13 +53,14 @@ class Settings:
     speed: bool = True
     device: str = "cpu"
     cfg: float | None = None
+    top_p: float | None = None
 
     def __post_init__(self):
         if isinstance(self.models, str) or not self.models or len(set(self.models)) != len(tuple(self.models)):
             raise ValueError(f"models must be a list of at least one name, each once, got {self.models!r}")
         for model in self.models:
             resolve(model)
-        spec = SamplingSpec(self.seconds, self.seed, self.cfg)
+        spec = SamplingSpec(self.seconds, self.seed, self.cfg, top_p=self.top_p)
         if spec.seconds < MIN_SECONDS:
             raise ValueError(
                 f"seconds must be {MIN_SECONDS:g} or more, as the judges need that much, got {spec.seconds:g}"
@@ -69,6 +70,7 @@ class Settings:
         object.__setattr__(self, "seconds", spec.seconds)
         object.__setattr__(self, "seed", spec.seed)
         object.__setattr__(self, "cfg", spec.cfg)
+        object.__setattr__(self, "top_p", spec.top_p)
         if self.device not in DEVICES:
             raise ValueError(f"device must be one of {', '.join(DEVICES)}, got {self.device!r}")
         if self.prompts is not None and not self.prompts:
@@ -93,6 +95,7 @@ class Settings:
             "speed": self.speed,
             "device": self.device,
             "cfg": self.cfg,
+            "top_p": self.top_p,
         }
 
     def seed_of(self, index: int) -> int:
@@ -105,7 +108,7 @@ class Settings:
         Raises:
             ValueError: a guidance was asked for that the model does not take.
         """
-        spec = pipeline.settled(SamplingSpec(self.seconds, self.seed_of(index), self.cfg))
+        spec = pipeline.settled(SamplingSpec(self.seconds, self.seed_of(index), self.cfg, top_p=self.top_p))
         pipeline.engine_spec(spec)
         return spec
 

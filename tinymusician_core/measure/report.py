@@ -66,7 +66,11 @@ def write_files(folder: Path, files: Mapping[str, Mapping | str]) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        text = content if isinstance(content, str) else json.dumps(content, separators=(",", ":"), allow_nan=False) + "\n"
+        text = content if isinstance(content, str) else _in_a_line(content)
         with whole_file(folder / name) as partial:
             partial.write_text(text, encoding="utf-8")
     return [folder / name for name in files]
+
+
+def _in_a_line(record: Mapping) -> str:
+    return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tinymusician_core.bundle import save_family
 from tinymusician_core.files import sha256_of, whole_file
 from tinymusician_core.guidance import GUIDANCE, read_guidance
+from tinymusician_core.made_for import MadeFor
 from tinymusician_core.pretrain.codec import finished_codec
 from tinymusician_core.pretrain.teacher import LONGEST_S, PROBES, TeacherConfig, TeacherTraining
 from tinymusician_core.quant.size import json_text
@@ -20,7 +21,7 @@ from tinymusician_core.quant.skeleton import ENCODER_FILE
 from tinymusician_core.training import kept_state
 
 LICENCE = "MIT"
-CFG = 2.0  # at 3 guidance breaks up notes that the family, whose codes are nearly sure, would hold
+MADE_FOR = MadeFor(cfg=2.0, top_p=0.95)  # the card says what they were chosen by
 SOURCES = (
     "Tunes: Ryan's Mammoth Collection (1883), O'Neill's Music of Ireland (1903), Aird's Airs (1782-1801), "
     "all in the public domain, from the music21 corpus. "
@@ -107,7 +108,7 @@ def publish_teacher(work: Path, assets: Path) -> None:
     state = {f"decoder.{k}": v for k, v in model.decoder.state_dict().items() if "embed_positions" not in k}
     state |= {f"enc_to_dec_proj.{k}": v for k, v in model.enc_to_dec_proj.state_dict().items()}
     shape = model.config.decoder_config().to_dict()
-    save_family(models / "teacher", "teacher", shape, state, dtype=torch.float32, window_s=LONGEST_S, cfg=CFG)
+    save_family(models / "teacher", "teacher", shape, state, dtype=torch.float32, window_s=LONGEST_S, made_for=MADE_FOR)
 
 
 def publish_codec(work: Path, assets: Path) -> None:
@@ -140,7 +141,8 @@ def publish_student(student: Path, assets: Path) -> None:
     record = json.loads((student / "config.json").read_text(encoding="utf-8"))
     state, target = load_file(student / "model.safetensors"), assets / "models" / "student"
     guidance = read_guidance(record.get(GUIDANCE), "student")
-    save_family(target, "student", record["decoder"], state, window_s=record["window_s"], guidance=guidance, cfg=CFG)
+    made = {"window_s": record["window_s"], "guidance": guidance, "made_for": MADE_FOR}
+    save_family(target, "student", record["decoder"], state, **made)
 
 
 def publish_quantized(quantized: Path, assets: Path) -> None:

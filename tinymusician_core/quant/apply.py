@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..files import sha256_of
 from ..folders import check_free, whole_folder
-from ..guidance import MADE_FOR, guidance_record
+from ..guidance import guidance_record
 from ..pipeline import Pipeline
 from ..records import Cancelled
 from .plan import Plan, packable, preset, put, tied
@@ -214,7 +214,7 @@ def config_record(pipeline: Pipeline, name: str, hashes: Mapping[str, str]) -> d
         "source": {"name": pipeline.name, "hash": pipeline.hash},
         "torch": torch.__version__,
         "window_s": pipeline.window_s,
-        MADE_FOR: pipeline.made_for,
+        **pipeline.made_for.as_record(),
         **guidance_record(pipeline.guidance),
         **describe(pipeline.modules),
         "files": dict(hashes),

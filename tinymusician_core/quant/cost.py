@@ -236,7 +236,7 @@ def steps_in_turn(
     """
     count, few = (max(1, round(seconds * pipeline.frame_rate_hz)) for seconds in (clip_s, WARM_UP_S))
     states, mask = pipeline.text_encoder.encode([EXAMPLE])
-    spec = pipeline.engine_spec(SamplingSpec(cfg=pipeline.usual_cfg))
+    spec = pipeline.engine_spec(pipeline.settled(SamplingSpec()))
     best = {name: [float("inf")] * count for name in versions}
     spent = dict.fromkeys(versions, 0.0)
     for clip in range(CLIPS):

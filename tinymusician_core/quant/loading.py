@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..bundle import WINDOW_S, Parts
 from ..files import check_safetensors, combined_hash, sha256_of
-from ..guidance import GUIDANCE, MADE_FOR, read_guidance, read_made_for
+from ..guidance import GUIDANCE, read_guidance
+from ..made_for import read_made_for
 from ..measure.memory import trim_heap
 from ..records import ModelError
 from .apply import FILES
@@ -62,8 +63,8 @@ def load_quantized(folder: str | os.PathLike) -> Parts:
     files = tuple(folder / name for name in ("config.json", *FILES))
     parts = (modules["decoder"], modules["text_encoder"], modules["codec"])
     window_s, name = config.get("window_s", WINDOW_S), config["name"]
-    guidance, cfg = read_guidance(config.get(GUIDANCE), name), read_made_for(config.get(MADE_FOR), name)
-    return Parts(name, *parts, files, combined_hash(hashes), window_s, guidance, cfg)
+    guidance, made_for = read_guidance(config.get(GUIDANCE), name), read_made_for(config, name)
+    return Parts(name, *parts, files, combined_hash(hashes), window_s, guidance, made_for)
 
 
 @dataclass(frozen=True)
