@@ -54,7 +54,7 @@ def _add_student(parser: argparse.ArgumentParser) -> None:
 
 def _add_loss(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loss", default="stage-mixed", help="by name, as alpha-beta:0.2,0.7 (default stage-mixed)")
-    parser.add_argument("--temperature", help="2, or 2:1 to cool down (default: the loss's own)")
+    parser.add_argument("--temperature", help="2, or 2:1 to cool down (default 4:1)")
     parser.add_argument("--cross-entropy", help="weight of the true tokens beside the divergence (default 0.5)")
     parser.add_argument("--codebook-weights", help="how much each codebook counts, as 3,2,0.6,0.4 (default alike)")
     parser.add_argument("--hidden", help="hidden states too: mse:0.5 or cosine:0.5")

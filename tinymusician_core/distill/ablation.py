@@ -6,7 +6,7 @@ A plan is a JSON file:
      "losses": ["stage-mixed", "forward-kl", "alpha-beta:0.2,0.7"], "temperatures": [null, "1"],
      "layers": [3, [0, 1, 7]], "baseline": "stage-mixed", "options": {"batch": 8, "seconds": 16}}
 
-`temperatures` null is the loss's own schedule; `data` may be given relative to the file; `options` are `DistillSpec`'s.
+`temperatures` null is the usual schedule; `data` may be given relative to the file; `options` are `DistillSpec`'s.
 Each run is a student in OUT/runs, or in a folder of its own, and, once finished, a record beside it; a stopped ablation
 goes on where it was.
 
@@ -44,7 +44,7 @@ WINDOWS = 192  # held-out windows that each student is judged on, where the plan
 
 @dataclass(frozen=True)
 class Cell:
-    """What is compared: a loss, a temperature schedule (None for the loss's own), and layers."""
+    """What is compared: a loss, a temperature schedule (None for the usual one), and layers."""
 
     loss: str
     temperature: str | None

@@ -124,8 +124,7 @@ def loss_named(name: str, temperature: str | None = None, cross_entropy: float |
 
     Args:
         name: one of `LOSSES`; after a colon may stand its parameters: "skew-kl:0.2", "jsd:0.3", "alpha-beta:0.4,0.6".
-        temperature: "2", or "2:1" to cool from 2 to 1 over the first four fifths of training. The stage-mixed loss
-            cools so by itself, the others stay at 1.
+        temperature: "2", or "2:1" to cool from 2 to 1 over the first four fifths of training; None cools from 4 to 1.
         cross_entropy: its weight beside the divergence's 1.
 
     Raises:
@@ -134,11 +133,7 @@ def loss_named(name: str, temperature: str | None = None, cross_entropy: float |
     kind, _, given = name.partition(":")
     if kind not in DEFAULTS:
         raise ValueError(f"no such loss: {name!r}; allowed: {', '.join(LOSSES)}")
-    schedule = StageSchedule()
-    if kind != STAGE_MIXED:
-        schedule = replace(schedule, temperature=Ramp(1.0, 1.0))
-    if temperature is not None:
-        schedule = replace(schedule, temperature=_cooling(temperature))
+    schedule = StageSchedule() if temperature is None else StageSchedule(temperature=_cooling(temperature))
     spec = LossSpec(kind, _numbers(given, f"the parameters of {kind}") if given else (), schedule)
     if kind == CROSS_ENTROPY:
         return replace(spec, cross_entropy=1.0, distillation=0.0)

@@ -21,7 +21,7 @@ class DistillSpec:
         layers: how many of the teacher's layers it keeps, or which.
         width, heads, ffn: its sizes where they are to be smaller than the teacher's.
         loss: one of `distill.loss.LOSSES`, its parameters after a colon.
-        temperature: of the divergence, "2" or "2:1"; None as the loss has it.
+        temperature: of the divergence, "2" or "2:1"; None for "4:1".
         cross_entropy: the weight of the true tokens beside the divergence; None as the loss has it.
         codebook_weights: how much each codebook counts; None for alike.
         hidden: "mse:W" or "cosine:W", what each layer gives against what its original would have been given next.

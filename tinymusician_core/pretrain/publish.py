@@ -66,8 +66,10 @@ RECIPES = {
     "reports/ablation-temperatures": "the same, with that plan, on the teacher of 165 minutes",
     "reports/ablation-layers": "the same, with that plan, on the teacher of 165 minutes",
     "reports/evaluation": "tinymusician evaluate --threads 1 -o DIR, whose report that is",
-    "reports/steadiness": "tinymusician evaluate --seconds 30 --prompts in-domain --clips 50 --threads 1 "
-    "-o DIR, whose report that is",
+    "reports/steadiness": "tinymusician evaluate --seconds 30 --prompts in-domain --clips 50 --threads 1 --listen "
+    "-o DIR, whose report and sheet of spectrograms that is",
+    "reports/out-of-domain": "tinymusician evaluate --seconds 30 --prompts out-of-domain --clips 20 --threads 1 "
+    "--listen -o DIR, whose report and sheet of spectrograms that is",
     "reports/plan-teacher": "tinymusician quantize --model teacher --data WORK/tokens --max-mb 12 "
     "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare -o DIR, whose report that is; on the teacher of 165 "
     "minutes",
