@@ -47,11 +47,12 @@ RECIPES = {
     "then publish-codec",
     "models/text": TEACHER,
     "models/teacher": TEACHER,
-    "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 4 "
-    "--minutes 75 --batch 3 --seconds 40 --shortest 5 -o STUDENT, on the teacher of 165 minutes and tokens of audio "
-    "--hours 35; then the same with --minutes 25 --start-from that one, on the teacher after its next hour and tokens "
-    "of audio --hours 20; then with --minutes 23 --temperature 4:1 --start-from that one, on the teacher as it is and "
-    "tokens of half of audio --hours 66; then python -m tinymusician_core.pretrain publish-student --student STUDENT",
+    "models/student": "tinymusician distill --teacher assets/models/teacher --data WORK/tokens --layers 4 --minutes "
+    "75 --batch 3 --seconds 40 --shortest 5 --temperature 2:1 -o STUDENT, on the teacher of 165 minutes and tokens of "
+    "audio --hours 35; then the same with --minutes 25 --start-from that one, on the teacher after its next hour and "
+    "tokens of audio --hours 20; then with --minutes 23 --temperature 4:1 --start-from that one, on the teacher as it "
+    "is and tokens of half of audio --hours 66; then python -m tinymusician_core.pretrain publish-student --student "
+    "STUDENT",
     "models/quantized": "tinymusician quantize --model assets/models/student --teacher assets/models/teacher --data "
     "WORK/tokens --max-mb 5.8 --schemes fp16,bf16,int8,int8-weight,int4,int4-row --compare --recover 22 -o QUANTIZED, "
     "with tokens of half of the 66 hours, the recovery on one core; then python -m tinymusician_core.pretrain "
@@ -61,10 +62,10 @@ RECIPES = {
     "--learning-rate 1e-3; then publish-listener",
     "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
     "pictures": "python -m tests.e2e.screenshots",
-    "reports/ablation": "tinymusician ablate PLAN.json -o DIR --runs RUNS, with the plan that lies there; "
-    "its data are WORK/tokens; on an earlier teacher",
-    "reports/ablation-temperatures": "the same, with that plan, on the teacher of 165 minutes",
-    "reports/ablation-layers": "the same, with that plan, on the teacher of 165 minutes",
+    "reports/ablation": "tinymusician ablate PLAN.json -o DIR --runs RUNS, with the plan that lies there; its data are "
+    "WORK/tokens, of part 1/12 of audio --hours 66 for train and test, 1/4 for validation",
+    "reports/ablation-temperatures": "the same, with that plan, whose null was 2:1 then, on the teacher of 165 minutes",
+    "reports/ablation-layers": "the same, with that plan, whose null was 2:1 then, on the teacher of 165 minutes",
     "reports/evaluation": "tinymusician evaluate --threads 1 -o DIR, whose report that is",
     "reports/steadiness": "tinymusician evaluate --seconds 30 --prompts in-domain --clips 50 --threads 1 --listen "
     "-o DIR, whose report and sheet of spectrograms that is",
@@ -76,10 +77,10 @@ RECIPES = {
     "reports/plan-small": "python -m tinymusician_core.measure.random_musicgen --shape small -o random-small; then "
     "tinymusician quantize --model random-small --max-mb 400 -o DIR, whose report that is",
     "reports/one-pass": "tinymusician distill --teacher student --data WORK/tokens --layers 4 --guidance fixed:2 "
-    "--cross-entropy 0 --dropout 0 --loss forward-kl --batch 4 --seconds 20 --shortest 5 --learning-rate 1e-4 "
-    "--minutes 10 -o one-pass, with tokens of six of the 66 hours; then tinymusician evaluate --threads 1 "
-    "--models student,one-pass -o DIR, whose report that is, with student, codec and listener as they were before "
-    "their last training",
+    "--cross-entropy 0 --dropout 0 --loss forward-kl --temperature 1 --batch 4 --seconds 20 --shortest 5 "
+    "--learning-rate 1e-4 --minutes 10 -o one-pass, with tokens of six of the 66 hours; then tinymusician evaluate "
+    "--threads 1 --models student,one-pass -o DIR, whose report that is, with student, codec and listener as they "
+    "were before their last training",
     "reports/recovered": "tinymusician quantize --model student --data WORK/tokens --max-mb 4.2 "
     "--schemes fp16,bf16,int8,int8-weight,int4,int4-row --recover 5 -o DIR, whose report that is, with student and "
     "codec as they were before their last training, and without a weight for true tokens",

@@ -20,7 +20,7 @@ from ..pipeline import Pipeline
 from . import calibration
 
 DROPOUT = 0.1  # of captions, in a model that guidance is a second pass of
-LOSS = loss_named("forward-kl", cross_entropy=0.0)
+LOSS = loss_named("forward-kl", temperature="1", cross_entropy=0.0)
 TRUE_TOKENS = 0.03  # the weight of their cross-entropy beside the KL, where there are any
 TEACHERS = 0.25  # the weight of the KL to the float model's own teacher, where that is given
 TEACHERS_TOKENS = 0.6  # of true tokens beside that KL, as in a distillation: alone it would make them less likely
