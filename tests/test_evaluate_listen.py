@@ -17,7 +17,7 @@ import tinymusician_core as tm
 from tinymusician_core import audio
 from tinymusician_core.evaluate import jury, reference, steadiness
 from tinymusician_core.evaluate import listen as listening
-from tinymusician_core.evaluate.held_out import FOLDER, STEADY, HeldOut
+from tinymusician_core.evaluate.held_out import FOLDER, STEADY, HeldOut, read_records
 from tinymusician_core.evaluate.jury import Judged
 from tinymusician_core.evaluate.limits import MEASURES, REFERENCE
 from tinymusician_core.evaluate.listener import Listener
@@ -108,7 +108,7 @@ def test_real_music_is_kept_in_longer_windows(assets):
         "codec round trip": 16,
     }
     assert kept.steady_s == 1.6
-    first = records(assets / FOLDER / STEADY)[0]
+    first = read_records(assets / FOLDER / STEADY)[0]
     piece, start = first["id"].split("@")
     sound = audio.read(assets.parent / "work" / "audio" / f"{piece}.flac").audio[:, int(start) * 1280 :][:, : 40 * 1280]
     assert steadiness.steadiness(sound, 32000).as_record().items() <= first.items()

@@ -1,15 +1,16 @@
 """Held-out music: which windows are chosen, what is kept of them, and what is said when it does not fit."""
 
+import gzip
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from evaluation import FRAMES, make_assets, records
+from evaluation import FRAMES, make_assets
 
 from tinymusician_core.audio import read
 from tinymusician_core.bundle import load_codec
-from tinymusician_core.evaluate.held_out import HeldOut, codec_identity
+from tinymusician_core.evaluate.held_out import REAL, HeldOut, codec_identity, read_records, write_records
 from tinymusician_core.evaluate.jury import Judged
 from tinymusician_core.evaluate.listener import HEADS, Listener
 from tinymusician_core.pretrain.held_out import choose, windows_of
@@ -93,16 +94,16 @@ def test_another_listener_is_refused(held_out):
 def test_nothing_there_and_damaged_files(assets, tmp_path):
     with pytest.raises(ModelError, match="no held-out music at"):
         HeldOut.from_folder(tmp_path)
-    for name, content in (("real.jsonl", b"{}\n" * 32), ("reference.safetensors", b"short"), ("config.json", b"[")):
-        folder = tmp_path / name
+    packed = gzip.compress(b"{}\n" * 32)
+    damaged = [(REAL, packed), (REAL, packed[:-9]), (REAL, packed[:12] + b"?" * 20), (REAL, b"{}\n" * 32)]
+    for number, (name, content) in enumerate([*damaged, ("reference.safetensors", b"short"), ("config.json", b"[")]):
+        folder = tmp_path / str(number)
         shutil.copytree(assets / "evaluation", folder)
         (folder / name).write_bytes(content)
         with pytest.raises(ModelError, match="cannot be loaded"):
             HeldOut.from_folder(folder)
     folder = tmp_path / "fewer"
     shutil.copytree(assets / "evaluation", folder)
-    lines = (folder / "real.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "real.jsonl").write_bytes(b"".join(lines[:-1]))
-    assert len(records(folder / "real.jsonl")) == 31
+    write_records(folder / REAL, read_records(folder / REAL)[:-1])
     with pytest.raises(ModelError, match="32 windows, 31 and 32 judgements"):
         HeldOut.from_folder(folder)

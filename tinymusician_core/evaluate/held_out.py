@@ -4,24 +4,25 @@
 
 config.json             the listener that judged, the codec that encoded, the length of a window
 test.safetensors/.jsonl codec tokens of the real windows, and one caption each: the prompts of an evaluation
-real.jsonl              what the judges say of the same windows as they were rendered
-round-trip.jsonl        and after the codec's encoder and decoder, with what that cost
-steady.jsonl            how steady longer windows are (`steadiness.py`): of the real tunes as rendered and after the
+real.jsonl.gz           what the judges say of the same windows as they were rendered
+round-trip.jsonl.gz     and after the codec's encoder and decoder, with what that cost
+steady.jsonl.gz         how steady longer windows are (`steadiness.py`): of the real tunes as rendered and after the
                         codec, and of the reference's, which set the limits
 reference.safetensors   the listener's embeddings of windows of other tunes: the set that all distances are taken to
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..files import reading, sha256_of
-from ..journal import Journal
+from ..files import reading, sha256_of, whole_file
 from ..records import ModelError
 from ..tokens import TokenDataset
 from ..variants import assets_folder
@@ -29,7 +30,7 @@ from .jury import Judged
 from .steadiness import Steadiness
 
 FOLDER, SPLIT = "evaluation", "test"
-STEADY = "steady.jsonl"
+REAL, ROUND_TRIP, STEADY = "real.jsonl.gz", "round-trip.jsonl.gz", "steady.jsonl.gz"
 REMEDY = "python -m tinymusician_core.pretrain held-out makes the folder anew"
 
 
@@ -82,10 +83,9 @@ class HeldOut:
 
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tokens = TokenDataset(folder, SPLIT)
-        real, round_trip = (Journal(folder / name).records for name in ("real.jsonl", "round-trip.jsonl"))
+        real, round_trip, steady = (read_records(folder / name) for name in (REAL, ROUND_TRIP, STEADY))
         if not len(real) == len(round_trip) == len(tokens) > 0:
             raise ValueError(f"{len(tokens)} windows, {len(real)} and {len(round_trip)} judgements of them")
-        steady = Journal(folder / STEADY).records
         embeddings = load_file(folder / "reference.safetensors")["embeddings"].astype(np.float32)
         return cls(
             tokens=tokens,
@@ -122,6 +122,22 @@ def _steady(records: Sequence[Mapping]) -> dict[str, tuple[Steadiness, ...]]:
     for record in records:
         found[record["kind"]] = (*found.get(record["kind"], ()), Steadiness.from_record(record))
     return found
+
+
+def write_records(path: Path, records: Iterable[Mapping]) -> None:
+    """Write packed JSON lines; the same records give the same bytes."""
+    lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    with whole_file(path) as partial:
+        partial.write_bytes(gzip.compress(lines.encode(), mtime=0))
+
+
+def read_records(path: Path) -> list[dict]:
+    """What `write_records` wrote; OSError or ValueError where it cannot be read."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def codec_identity(codec) -> str | None:

@@ -24,15 +24,15 @@ import torch
 from tinymusician_core.bundle import load_codec
 from tinymusician_core.evaluate.embedders import ListenerEmbedder
 from tinymusician_core.evaluate.fidelity import MEASURES, fidelity
-from tinymusician_core.evaluate.held_out import FOLDER, SPLIT, STEADY, codec_identity
+from tinymusician_core.evaluate.held_out import FOLDER, ROUND_TRIP, SPLIT, STEADY, codec_identity, write_records
+from tinymusician_core.evaluate.held_out import REAL as REAL_FILE
 from tinymusician_core.evaluate.jury import Jury
 from tinymusician_core.evaluate.limits import REFERENCE as LIMITS
 from tinymusician_core.evaluate.listener import Listener
 from tinymusician_core.evaluate.reference import REAL as REAL_AUDIO
-from tinymusician_core.evaluate.reference import ROUND_TRIP
+from tinymusician_core.evaluate.reference import ROUND_TRIP as DECODED
 from tinymusician_core.evaluate.steadiness import steadiness
 from tinymusician_core.files import sha256_of, whole_file
-from tinymusician_core.journal import Journal
 from tinymusician_core.records import Waveform
 from tinymusician_core.tokens import TokenDataset, write_tokens
 
@@ -168,8 +168,7 @@ def build_held_out(work: Path, assets: Path, seconds: float = SECONDS, steady_s:
 
 def _write_real(maker: _Maker, windows: list[Window], folder: Path) -> None:
     """Tokens, captions and judgements of the real windows, as rendered and after the codec."""
-    real, round_trip = Journal(folder / "real.jsonl"), Journal(folder / "round-trip.jsonl")
-    codes, records = [], []
+    real, round_trip, codes, records = [], [], [], []
     for window in _told("real windows", windows):
         records.append(maker.record(window))
         codes.append(maker.written(window))
@@ -178,6 +177,8 @@ def _write_real(maker: _Maker, windows: list[Window], folder: Path) -> None:
         real.append(maker.jury.judge(sound, prompt).as_record())
         cost = fidelity(decoded.audio, sound.audio, sound.sample_rate_hz)
         round_trip.append(maker.jury.judge(decoded, prompt).as_record() | cost)
+    write_records(folder / REAL_FILE, real)
+    write_records(folder / ROUND_TRIP, round_trip)
     write_tokens(folder, SPLIT, codes, records)
 
 
@@ -192,18 +193,18 @@ def _write_reference(maker: _Maker, windows: list[Window], folder: Path) -> None
 def write_steady(maker: _Maker, folder: Path) -> None:
     """How steady the maker's windows are: those of the reference, and the real ones as rendered and after the codec."""
     real, reference = choose(maker.data, maker.frames)
-    (folder / STEADY).touch()
-    journal = Journal(folder / STEADY)
+    records: list[dict] = []
 
     def keep(window: Window, kind: str, sound: Waveform) -> None:
         record = {"id": maker.record(window)["id"], "kind": kind, "seconds": maker.seconds}
-        journal.append(record | steadiness(sound.audio, sound.sample_rate_hz).as_record())
+        records.append(record | steadiness(sound.audio, sound.sample_rate_hz).as_record())
 
     for window in _told("steady windows of the reference", reference):
         keep(window, LIMITS, maker.sound(window))
     for window in _told("steady real windows", real):
         keep(window, REAL_AUDIO, maker.sound(window))
-        keep(window, ROUND_TRIP, maker.decoded(maker.codes(window)))
+        keep(window, DECODED, maker.decoded(maker.codes(window)))
+    write_records(folder / STEADY, records)
 
 
 def _told(what: str, windows: list[Window]) -> Iterator[Window]:
