@@ -202,26 +202,28 @@ def test_each_variant_plays_with_the_guidance_that_it_takes(guided, tmp_path):
     assert (Judged.from_record(record).embedding == heard.embedding).all()
 
 
-def test_another_guidance_can_be_asked_for(guided, capsys, tmp_path):
+def test_another_guidance_and_top_p_can_be_asked_for(guided, capsys, tmp_path):
     fixed, told = guided
     command = ("evaluate", "--clips", "20", "--seconds", "1", "--no-speed")
-    asked = (*command, "--models", f"teacher,{told}", "--cfg", "5", "-o", str(tmp_path / "run"), "--json")
+    asked = (*command, "--models", f"teacher,{told}", "--cfg", "5", "--top-p", "0.5")
+    asked = (*asked, "-o", str(tmp_path / "run"), "--json")
     code, out, err = run(capsys, *asked)
     assert (code, err) == (0, "")
     record = json.loads(out.splitlines()[-1])
     assert [each["guidance"]["cfg"] for each in record["variants"]] == [5.0, 5.0]
-    assert record["settings"]["cfg"] == 5.0
+    assert (record["settings"]["cfg"], record["settings"]["top_p"]) == (5.0, 0.5)
     clips = records(tmp_path / "run" / "1-teacher" / "clips.jsonl")
-    clip = tm.generate(tm.load("teacher"), clips[0]["prompt"], seconds=1, seed=0, cfg=5)
+    clip = tm.generate(tm.load("teacher"), clips[0]["prompt"], seconds=1, seed=0, cfg=5, top_p=0.5)
     heard = Listener.from_folder().hear(clip.audio, clip.sample_rate_hz)
     assert (Judged.from_record(clips[0]).embedding == heard.embedding).all()
     code, _, err = run(capsys, *command, "--models", f"teacher,{fixed}", "--cfg", "3", "-o", str(tmp_path / "other"))
     assert code == 2
     assert "the model fixed has guidance of 2 built in; cfg must be 2, got 3" in err
     assert not (tmp_path / "other").exists(), "it is said before anything plays"
-    code, _, err = run(capsys, *command, "--models", "teacher", "--cfg", "0.5")
-    assert code == 2
-    assert "cfg must be a number from 1 to 20" in err
+    for wrong, says in ((("--cfg", "0.5"), "cfg must be a number from 1 to 20"), (("--top-p", "2"), "top_p must be")):
+        code, _, err = run(capsys, *command, "--models", "teacher", *wrong)
+        assert code == 2
+        assert says in err
 
 
 def test_guidance_that_is_off_and_the_same_for_all_is_said_once(measured):

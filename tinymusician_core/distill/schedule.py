@@ -58,8 +58,8 @@ class StageSchedule:
     """Our reading of the paper's two stages (arXiv 2509.00914): bidirectional KL early, skewed KL late.
 
     `skewed` is the stage weight, within 0..1; `temperature` is annealed, and above 0. The defaults leave the first and
-    last fifth of training to one stage each and cool from 4 to 1, which the ablation found better for every loss than a
-    steady 1.
+    last fifth of training to one stage each and cool from 4 to 1, which the ablation found better than a steady 1
+    for every loss that it tried both with.
     """
 
     skewed: Ramp = Ramp(0.0, 1.0, begin=0.2, end=0.8)
