@@ -96,6 +96,9 @@ def test_losses_are_compared_at_one_temperature_and_the_baselines_own_with_its_f
         "stage-mixed T=2:1, layers 0,3",
     ]
     assert len({cell.folder for cell in found.cells}) == 8
+    alone = Plan("t", "d", ("stage-mixed", "jsd"), (2,), temperatures=("2:1",), seeds=(1,), steps=1)
+    assert [cell.label_in(alone) for cell in alone.cells] == ["stage-mixed", "jsd"]
+    assert [cell.label_in(found) for cell in found.cells] == [cell.label for cell in found.cells]
     assert found.spec(found.cells[2], 5).terms.schedule.at(1.0).temperature == 1.0
     record = {"validation_cross_entropy": 3.0, "validation_teacher_cross_entropy": 2.9, "clip_kl": [0.5]}
     rows = rows_of(found, [record | {"validation_kl": 0.1 * i} for i in range(8)])

@@ -1,5 +1,6 @@
 """What every report is made of: cells, tables, documents, files and pictures."""
 
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tinymusician_core.measure import plots
-from tinymusician_core.measure.plots import Point, scatter
+from tinymusician_core.measure.plots import Point, forest, scatter
 from tinymusician_core.measure.report import NOTHING, cell, document, table, write_files
 
 POINTS = [
@@ -64,7 +65,7 @@ def coloured(path, colour: str) -> np.ndarray:
 
 
 def test_every_point_is_drawn_in_its_place_with_its_bar(tmp_path):
-    path = scatter(POINTS, "MB", "x real time", tmp_path / "p.png", title="Speed")
+    path = scatter(POINTS, "MB", "x real time", tmp_path / "p.png")
     middles = [coloured(path, colour).mean(axis=0) for colour in plots.COLOURS[: len(POINTS)]]
     columns = [middle[1] for middle in middles]
     assert columns[2] < columns[1] < columns[0], "the smaller stands to the left"
@@ -107,7 +108,7 @@ def test_names_of_points_at_one_place_do_not_cover_each_other(tmp_path, monkeypa
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_axes_begin_at_nought_unless_something_lies_below_or_it_is_not_wanted(tmp_path, monkeypatch):
+def test_axes_begin_at_nought_unless_something_lies_below(tmp_path, monkeypatch):
     limits = []
     draw = plots._draw
 
@@ -118,23 +119,37 @@ def test_axes_begin_at_nought_unless_something_lies_below_or_it_is_not_wanted(tm
     monkeypatch.setattr(plots, "_draw", listen)
     scatter(POINTS, "MB", "x", tmp_path / "p.png")
     scatter([("a", 1.0, (-1.0, 2.0), 5.0, (4.0, 6.0))], "MB", "x", tmp_path / "p.png")
-    scatter(POINTS, "MB", "x", tmp_path / "p.png", from_zero=False, log_x=True)
     assert limits[0] == (0, 0)
     assert limits[1][0] < -1
     assert limits[1][1] == 0
-    assert limits[2][0] > 0
 
 
 @pytest.mark.parametrize(
-    ("points", "log_x", "says"),
+    ("points", "says"),
     [
-        ([], False, "at least one point"),
-        ([("a", float("nan"), None, 1.0, None)], False, "x of a must be a finite number"),
-        ([("a", 1.0, None, 1.0, (0.0, float("inf")))], False, "y of a must be a finite number"),
-        ([("a", 0.0, None, 1.0, None)], True, "x of a must be above 0"),
+        ([], "at least one point"),
+        ([("a", float("nan"), None, 1.0, None)], "x of a must be a finite number"),
+        ([("a", 1.0, None, 1.0, (0.0, float("inf")))], "y of a must be a finite number"),
     ],
 )
-def test_a_picture_of_nothing_or_of_no_numbers_is_refused(tmp_path, points, log_x, says):
+def test_a_picture_of_nothing_or_of_no_numbers_is_refused(tmp_path, points, says):
     with pytest.raises(ValueError, match=says):
-        scatter(points, "MB", "x", tmp_path / "p.png", log_x=log_x)
+        scatter(points, "MB", "x", tmp_path / "p.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forest_has_a_row_a_label_from_the_top(tmp_path):
+    rows = [("near", 1.0, (0.5, 1.5)), ("far", 3.0, None), ("between", 2.0, (1.9, 2.1))]
+    path = forest(rows, "nats", tmp_path / "f.png")
+    assert path.read_bytes() == forest(rows, "nats", tmp_path / "g.png").read_bytes()
+    blue = coloured(path, plots.COLOURS[0])
+    rows_in = np.linspace(0, blue[:, 0].max() + 1, len(rows) + 1)
+    parts = [blue[(blue[:, 0] >= top) & (blue[:, 0] < end)] for top, end in itertools.pairwise(rows_in)]
+    places = [part[:, 1].mean() for part in parts]
+    assert places[0] < places[2] < places[1], "more is further to the right"
+    widths = [np.ptp(part[:, 1]) for part in parts]
+    assert widths[0] > widths[2] > widths[1], "a wide interval has a long bar, none has none"
+    for wrong, says in (([], "at least one row"), ([("a", float("inf"), None)], "x of a must be a finite number")):
+        with pytest.raises(ValueError, match=says):
+            forest(wrong, "nats", tmp_path / "h.png")
+    assert not (tmp_path / "h.png").exists()

@@ -52,11 +52,21 @@ class Cell:
 
     @property
     def label(self) -> str:
-        layers = (
-            f"{self.layers} layers" if isinstance(self.layers, int) else "layers " + ",".join(map(str, self.layers))
-        )
-        heat = "" if self.temperature is None else f" T={self.temperature}"
-        return f"{self.loss}{heat}, {layers}"
+        return f"{self.loss}{self._heat}, {self._layers}"
+
+    def label_in(self, plan: Plan) -> str:
+        """What tells it apart from the other cells of a plan; the whole label where there are none."""
+        heat = self._heat if len(plan.temperatures) > 1 else ""
+        told = [(self.loss if len(plan.losses) > 1 else "") + heat, self._layers if len(plan.layers) > 1 else ""]
+        return ", ".join(part.strip() for part in told if part) or self.label
+
+    @property
+    def _heat(self) -> str:
+        return "" if self.temperature is None else f" T={self.temperature}"
+
+    @property
+    def _layers(self) -> str:
+        return f"{self.layers} layers" if isinstance(self.layers, int) else "layers " + ",".join(map(str, self.layers))
 
     @property
     def folder(self) -> str:

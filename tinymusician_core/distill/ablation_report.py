@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..measure.plots import Point, scatter
+from ..measure.plots import forest
 from ..measure.report import cell, document, made_with, table, write_files
 
 if TYPE_CHECKING:
@@ -44,17 +44,13 @@ def write_report(
     heads = ("loss, temperature, layers", columns[0], BY_CLIP, *columns[1:], AGAINST, AGAINST_BY_CLIP)
     grid = table(heads, [_cells(row) for row in rows])
     notes = [*made_with(command), *_notes(plan, rows, records)]
-    text = document("What a student learns best from", notes, grid, f"![KL and perplexity]({PICTURE})", EXPLANATION)
+    text = document("What a student learns best from", notes, grid, f"![KL to the teacher]({PICTURE})", EXPLANATION)
     found = [{**asdict(row), "label": row.cell.label} for row in rows]
     runs = [{name: value for name, value in record.items() if name != "clip_kl"} for record in records]
     record = {"command": command, "plan": asdict(plan), "rows": found, "runs": runs}
     paths = write_files(out, {"report.json": record, "report.md": text})
-    points = [
-        Point(row.cell.label, row.figures["kl"].value, row.spread, kept.value, kept.spread)
-        for row in rows
-        for kept in [row.figures["likelihood"]]
-    ]
-    return [*paths, scatter(points, columns[0], "perplexity kept (more is better)", out / PICTURE, from_zero=False)]
+    drawn = [(row.cell.label_in(plan), row.figures["kl"].value, row.spread) for row in rows]
+    return [*paths, forest(drawn, f"{columns[0]}, less is better", out / PICTURE)]
 
 
 def _cells(row: Row) -> list[str]:

@@ -1,12 +1,14 @@
-"""Pictures of figures: one labelled point a variant, with error bars. The same points give the same bytes.
+"""Pictures of figures: one labelled point a variant, with error bars, or a row each. The same give the same bytes.
 
 scatter([("student", 3.1, None, 2.41, (2.2, 2.6))], "on disk (MB)", "x real time", folder / "speed-size.png")
+forest([("alpha-beta", 0.104, (0.101, 0.106))], "KL to the teacher (nats)", folder / "ablation.png")
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 COLOURS = ("#3b5bdb", "#0ca678", "#e8590c", "#9c36b5", "#c2255c", "#1098ad", "#5c940d", "#495057")
 MARKERS = "osD^vP*X"
 SIZE_IN, DOTS_PER_INCH = (7.2, 4.6), 120
+ROW_IN, AXIS_IN = 0.32, 0.8
 PALETTE = 64
 MARK_DOTS = 8
 _SIDES = ((9, 7), (9, -7), (-9, 7), (-9, -7), (9, 21), (9, -21), (-9, 21), (-9, -21))
@@ -41,46 +44,70 @@ class Point(NamedTuple):
     y_range: Range
 
 
-def scatter(
-    points: Sequence[Point | tuple],
-    x_label: str,
-    y_label: str,
-    path: Path,
-    title: str = "",
-    log_x: bool = False,
-    from_zero: bool = True,
-) -> Path:
-    """Draw one labelled point a variant, with error bars, into a PNG.
+def scatter(points: Sequence[Point | tuple], x_label: str, y_label: str, path: Path) -> Path:
+    """Draw one labelled point a variant, with error bars, into a PNG. Axes begin at 0 where nothing lies below, so that
+    lengths can be compared.
 
     Args:
         points: as `Point` has them.
         x_label, y_label: of the axes, with units.
         path: the PNG, in a folder that is there.
-        title: above the picture.
-        log_x: a logarithmic axis to the right.
-        from_zero: let axes begin at 0 where nothing lies below, so that lengths can be compared.
 
     Raises:
-        ValueError: no point, or a number that is not finite, or none above 0 for a logarithmic axis.
+        ValueError: no point, or a number that is not finite.
     """
+    points = [_checked(Point(*point)) for point in points]
+    if not points:
+        raise ValueError("a picture needs at least one point, got none")
+    with _canvas(path, SIZE_IN, "both") as axes:
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.spines[["top", "right"]].set_visible(False)
+        _draw(axes, points)
+    return path
+
+
+def forest(rows: Sequence[tuple[str, float, Range]], x_label: str, path: Path) -> Path:
+    """Draw a row a label into a PNG, the first at the top: its value as a point, its interval as a bar.
+
+    Args:
+        rows: label, value, and what the bar covers; None draws no bar.
+        x_label: of the axis, with the unit.
+        path: the PNG, in a folder that is there.
+
+    Raises:
+        ValueError: no row, or a number that is not finite.
+    """
+    for name, value, spread in rows:
+        _checked(Point(name, value, spread, None, None))
+    if not rows:
+        raise ValueError("a picture needs at least one row, got none")
+    with _canvas(path, (SIZE_IN[0], AXIS_IN + ROW_IN * len(rows)), "x") as axes:
+        axes.set(xlabel=x_label, ylim=(len(rows) - 0.5, -0.5))
+        axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        for at, (_, value, spread) in enumerate(rows):
+            if spread is not None:
+                axes.plot(spread, (at, at), "|-", color=COLOURS[0], markersize=8, linewidth=1.4, zorder=2)
+            axes.plot(value, at, "o", color=COLOURS[0], markersize=6, zorder=3)
+    return path
+
+
+@contextmanager
+def _canvas(path: Path, size_in: tuple[float, float], lines: str) -> Iterator[Axes]:
+    """Axes to draw on, with lines across "x", "y" or "both"; the PNG is written when the block ends."""
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = [_checked(Point(*point), log_x) for point in points]
-    if not points:
-        raise ValueError("a picture needs at least one point, got none")
     with style.context("default"), whole_file(path) as partial:
-        figure = Figure(figsize=SIZE_IN, dpi=DOTS_PER_INCH, layout="constrained")
+        figure = Figure(figsize=size_in, dpi=DOTS_PER_INCH, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        axes.set(title=title, xlabel=x_label, ylabel=y_label, xscale="log" if log_x else "linear")
-        axes.grid(color="#dee2e6", linewidth=0.8)
+        axes.grid(axis=lines, color="#dee2e6", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
-        _draw(axes, points, from_zero)
+        yield axes
         save_png(figure, partial)
-    return path
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -93,17 +120,15 @@ def save_png(figure: Figure, path: Path) -> None:
         image.convert("RGB").quantize(PALETTE).save(path, format="png", optimize=True)
 
 
-def _checked(point: Point, log_x: bool) -> Point:
+def _checked(point: Point) -> Point:
     for name, value, spread in (("x", point.x, point.x_range), ("y", point.y, point.y_range)):
         numbers = [number for number in (value, *(spread or ())) if number is not None]
         if not all(map(math.isfinite, numbers)):
             raise ValueError(f"{name} of {point.label} must be a finite number or None, got {numbers}")
-        if log_x and name == "x" and min(numbers, default=1) <= 0:
-            raise ValueError(f"x of {point.label} must be above 0 on a logarithmic axis, got {numbers}")
     return point
 
 
-def _draw(axes: Axes, points: Sequence[Point], from_zero: bool) -> None:
+def _draw(axes: Axes, points: Sequence[Point]) -> None:
     shown = []
     for number, point in enumerate(points):
         if point.x is None or point.y is None:
@@ -117,8 +142,7 @@ def _draw(axes: Axes, points: Sequence[Point], from_zero: bool) -> None:
                 axes.errorbar(*place, **{name: half}, fmt="none", ecolor=colour, capsize=4, elinewidth=1.4, zorder=2)
         shown.append((point, colour))
     axes.margins(0.14)
-    if from_zero:
-        _begin_at_zero(axes, [point for point, _ in shown])
+    _begin_at_zero(axes, [point for point, _ in shown])
     left_out = [point.label for point in points if point.x is None or point.y is None]
     if left_out:
         axes.set_xlabel(f"{axes.get_xlabel()}\nnot measured: {', '.join(left_out)}")
@@ -126,7 +150,7 @@ def _draw(axes: Axes, points: Sequence[Point], from_zero: bool) -> None:
 
 
 def _begin_at_zero(axes: Axes, points: Sequence[Point]) -> None:
-    if axes.get_xscale() == "linear" and min((_ends(point.x, point.x_range)[0] for point in points), default=-1) >= 0:
+    if min((_ends(point.x, point.x_range)[0] for point in points), default=-1) >= 0:
         axes.set_xlim(left=0)
     if min((_ends(point.y, point.y_range)[0] for point in points), default=-1) >= 0:
         axes.set_ylim(bottom=0)
