@@ -284,7 +284,7 @@ def test_the_command_prints_tables(whole, capsys, tmp_path):
     [
         (("--clips", "5"), "clips must be a whole number from 20"),
         (("--clips", "few"), "clips must be a whole number of 1 or more, got 'few'"),
-        (("--listen", "--clips", "5000"), "a page to listen to holds at most 641 clips a variant, got 5000"),
+        (("--listen", "--clips", "5000"), "a page to listen to holds at most 797 clips a variant, got 5000"),
         (("--models", "teacher,nobody"), "no such model: got 'nobody'"),
         (("--prompts", "nowhere.txt"), "there is no 'nowhere.txt'"),
         (("--embedder", "ear"), "embedder"),

@@ -9,7 +9,7 @@ import tinymusician_core as tm
 from tinymusician_core import Cancelled, ModelError, SamplingSpec
 from tinymusician_core.audio import read, read_tags
 
-SHORT = SamplingSpec(seconds=0.6, seed=7, cfg=3.0)
+SHORT = SamplingSpec(seconds=0.6, seed=7, cfg=3.0, top_p=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ def test_a_batch_that_is_stopped_keeps_what_was_made(student):
 
 def test_generate_takes_lists(student):
     clips = tm.generate(student, PROMPTS[:2], seconds=0.6, seed=[1, 2], top_k=9)
-    assert [clip.sampling for clip in clips] == [SamplingSpec(0.6, seed, 3.0, top_k=9) for seed in (1, 2)]
+    assert [clip.sampling for clip in clips] == [SamplingSpec(0.6, seed, 3.0, top_k=9, top_p=0.0) for seed in (1, 2)]
     assert [clip.prompt for clip in clips] == PROMPTS[:2]
     assert [clip.sampling.seed for clip in tm.generate(student, PROMPTS[:2], seconds=0.6)] == [7, 7]
 
