@@ -65,7 +65,7 @@ RECIPES = {
     "reports/ablation": "tinymusician ablate PLAN.json -o DIR --runs RUNS, with the plan that lies there; its data are "
     "WORK/tokens, of part 1/12 of audio --hours 66 for train and test, 1/4 for validation",
     "reports/ablation-cooling": "the same, with that plan",
-    "reports/ablation-temperatures": "the same, with that plan, whose null was 2:1 then, on the teacher of 165 minutes",
+    "reports/ablation-temperatures": "the same, with that plan",
     "reports/ablation-layers": "the same, with that plan, whose null was 2:1 then, on the teacher of 165 minutes",
     "reports/evaluation": "tinymusician evaluate --threads 1 -o DIR, whose report that is",
     "reports/steadiness": "tinymusician evaluate --seconds 30 --prompts in-domain --clips 50 --threads 1 --listen "
