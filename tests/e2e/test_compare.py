@@ -137,10 +137,11 @@ def test_bad_input_is_answered_and_the_session_goes_on(open_page):
     assert page.locator("#tm-cfg").count() == 1, "boxes that are made once they are shown lose what is typed at once"
     assert page.locator("#tm-cfg").is_hidden()
     page.click("text=Advanced settings")
-    page.fill("#tm-cfg :is(input, textarea)", "0.5")
-    generate(page, models=("student",))
-    page.wait_for_selector('.tm-note.is-problem:has-text("Cfg must be a number from 1 to")')
-    page.fill("#tm-cfg :is(input, textarea)", "")
+    for box, wrong, says in (("cfg", "0.5", "Cfg must be a number from 1 to"), ("top-p", "2", "Top_p must be a")):
+        page.fill(f"#tm-{box} :is(input, textarea)", wrong)
+        generate(page, models=("student",))
+        page.wait_for_selector(f'.tm-note.is-problem:has-text("{says}")')
+        page.fill(f"#tm-{box} :is(input, textarea)", "")
     page.fill("#tm-own input", "no-such-model")
     generate(page, models=("student",))
     page.wait_for_selector(card("no-such-model", "failed"))

@@ -63,7 +63,8 @@ RECIPES = {
     "evaluation": "python -m tinymusician_core.pretrain held-out --work WORK",
     "pictures": "python -m tests.e2e.screenshots",
     "reports/ablation": "tinymusician ablate PLAN.json -o DIR --runs RUNS, with the plan that lies there; its data are "
-    "WORK/tokens, of part 1/12 of audio --hours 66 for train and test, 1/4 for validation",
+    "WORK/tokens of part 1/12 of audio --hours 66 for train and test and 1/4 for validation, in a WORK whose plan was "
+    "cut down to these pieces by hand",
     "reports/ablation-cooling": "the same, with that plan",
     "reports/ablation-temperatures": "the same, with that plan",
     "reports/ablation-layers": "the same, with that plan, whose null was 2:1 then, on the teacher of 165 minutes",
